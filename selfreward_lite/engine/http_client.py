@@ -91,8 +91,8 @@ class Client:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the answer"
             raise EngineError(
-                f"{self.url}{path} answered in a form that is not known ({show(field)}: "
-                f"{show(first['msg'])}); check its version and what it serves"
+                f"{self.url}{path} answered in a form that is not known ({self._show(field)}: "
+                f"{self._show(first['msg'])}); check its version and what it serves"
             ) from None
 
     def ask_json(self, path: str, body: Json | None = None) -> Any:
@@ -139,7 +139,8 @@ class Client:
         data = bytearray()
         method = "GET" if body is None else "POST"
         with self._http.stream(method, path, json=body) as response:
-            for chunk in response.iter_bytes():
+            # As it comes: a short answer that was packed may be gigabytes, and none was asked for.
+            for chunk in response.iter_raw():
                 data += chunk
                 if len(data) > LONGEST:
                     raise EngineError(

@@ -6,7 +6,8 @@ Methods are called from many threads, one for each sample under way.
 import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from selfreward_lite.engine.dialects import (
     Vllm,
     list_models,
 )
-from selfreward_lite.engine.http_client import Client, Refusal, ServerFault, Timing
+from selfreward_lite.engine.http_client import Client, Refusal, ServerFault, Timing, show
 from selfreward_lite.engine.reference import REFERENCE, Expected
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import MANIFEST, hash_file, read_manifest_fact
@@ -50,6 +51,43 @@ class Counts(NamedTuple):
     closed: int
 
 
+class _Turns:
+    """Lets requests in of the base only, or of adapters only; those of the base go first.
+
+    In one batch with an adapter, vLLM on a CPU gives the base the effect of the adapter that was
+    loaded last, without a word (0.32; vllm-project/vllm#48421). Its kernels for GPUs do not.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._adapted = self._plain = 0  # requests inside
+        self._waiting = 0  # of the base
+
+    @contextmanager
+    def take(self, *, is_base: bool) -> Iterator[None]:
+        """Wait for the turn of such requests, and hold it."""
+        with self._changed:
+            self._waiting += is_base
+            self._changed.wait_for(lambda: self._is_free(is_base=is_base))
+            self._waiting -= is_base
+            self._count(1, is_base=is_base)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._count(-1, is_base=is_base)
+                self._changed.notify_all()
+
+    def _is_free(self, *, is_base: bool) -> bool:
+        return not self._adapted if is_base else not (self._plain or self._waiting)
+
+    def _count(self, step: int, *, is_base: bool) -> None:
+        if is_base:
+            self._plain += step
+        else:
+            self._adapted += step
+
+
 class Server:
     """The server at `url`; `connect` asks what it is. `slots` and `context` are its own."""
 
@@ -60,6 +98,7 @@ class Server:
         self._spec = spec
         self._client = Client(url, timing)
         self._dialect: Dialect | None = None
+        self._turns = _Turns()
         self._lock = threading.Lock()
         self._models: dict[str | None, str] = {}  # checked ones, by adapter
         self._generation = 0  # rises with every connection
@@ -77,6 +116,10 @@ class Server:
         with self._lock:
             self._models.clear()
 
+    def check_answers(self) -> None:
+        """Raise EngineError or ServerFault unless the run's base answers as in training."""
+        self._find_model(None, 0)
+
     def check_base(self) -> None:
         """Raise EngineError or ServerFault unless the run's base is there, and can be adapted."""
         _, dialect, _ = self._find_model(None, 0)
@@ -88,7 +131,8 @@ class Server:
         for is_last in (False, True):
             model, dialect, generation = self._find_model(request.adapter, slot)
             try:
-                return self._draw(dialect, model, request, sample, slot)
+                with self._turn(dialect, is_base=request.adapter is None):
+                    return self._draw(dialect, model, request, sample, slot)
             except Refusal as refusal:
                 if is_last or not dialect.has_forgotten(refusal):
                     raise EngineError(
@@ -132,7 +176,12 @@ class Server:
             if self._dialect is None:
                 raise ServerFault(f"{self.url} has not answered yet", began=False)
             if adapter not in self._models:
-                self._models[adapter] = self._load(self._dialect, adapter, slot)
+                try:
+                    self._models[adapter] = self._load(self._dialect, adapter, slot)
+                except ServerFault as fault:  # no fault of the request that needs the model
+                    raise ServerFault(
+                        str(fault), began=False, unreachable=fault.unreachable
+                    ) from None
             return self._models[adapter], self._dialect, self._generation
 
     def _load(self, dialect: Dialect, adapter: str | None, slot: int) -> str:
@@ -160,15 +209,20 @@ class Server:
         """Raise EngineError where the server's answers are not those of the reference."""
 
         def ask(model: str) -> list[Place]:
-            return [dialect.next_token(model, one.tokens, one.ids, slot)[0] for one in places]
+            with self._turn(dialect, is_base=model == base):
+                return [dialect.next_token(model, one.tokens, one.ids, slot)[0] for one in places]
 
-        found = reference.compare(places, ask(base))
-        fault, name = reference.find_fault(found), base
+        plain = ask(base)
+        fault, name = reference.find_fault(reference.compare(places, plain)), base
         if fault is None and adapter is not None:
-            found, name = reference.compare(places, ask(base), ask(adapter)), adapter
+            found, name = reference.compare(places, plain, ask(adapter)), adapter
             fault = reference.find_fault(found)
         if fault is not None:
-            raise EngineError(f"{self.url} ({self.kind}), model {name}, {fault}")
+            raise EngineError(f"{self.url} ({self.kind}), model {show(name)}, {fault}")
+
+    def _turn(self, dialect: Dialect, *, is_base: bool) -> AbstractContextManager[None]:
+        """What a request must hold while it is under way; nobody may wait for the lock in it."""
+        return nullcontext() if dialect.mixes else self._turns.take(is_base=is_base)
 
     # -- a sample ----------
 

@@ -4,8 +4,8 @@ One thread holds all state; others ask a server for the samples of one request, 
 the same slot, so that its prompt is computed once. No more samples are under way than slots, so a
 faster server gets more. Asking again is safe: a request carries its seeds, and no answer depends on
 who gave it. A server that fails rests, and is left out after three failures in a row until it
-answers and holds the right models again. A request under way at three deaths is asked alone; if
-that ends the server too, its samples are "failed".
+answers for the run's base again as training did. A request under way at three deaths is asked
+alone. If the server fails on it again, and then does well without it, its samples are "failed".
 """
 
 import logging
@@ -37,15 +37,22 @@ class _Job:
     missing: list[int]
     round: "_Round"
     deaths: int = 0
+    failed_alone: list["_State"] = field(default_factory=list)  # where nothing else was under way
 
 
 @dataclass(eq=False)
 class _Round:
-    """One call of `complete`: jobs that wait, those that may kill a server, those under way."""
+    """One call of `complete`: jobs that wait, those that may kill a server, those under way.
 
+    What failed is held until a server has answered something, or nothing else is to be asked: where
+    servers fail on every request, that is an error, and no request's fault.
+    """
+
+    held: list[Completion] = field(default_factory=list)
     waiting: deque[_Job] = field(default_factory=deque)
     suspects: deque[_Job] = field(default_factory=deque)
     under_way: int = 0
+    is_alone: bool = False  # what is under way must have no company
     more: bool = True
     is_over: bool = False
 
@@ -140,6 +147,7 @@ class ServerEngine:
                 yield from self._hand_out(self._round, feed)
                 current = self._round
                 if not (current.waiting or current.suspects or current.under_way or current.more):
+                    yield from current.held
                     return
                 yield from self._receive()
         finally:
@@ -160,10 +168,11 @@ class ServerEngine:
     def _hand_out(self, current: _Round, feed: Iterator[Request]) -> Iterator[Completion]:
         """Start jobs while there are free slots; yields the refusals among new requests."""
         while (state := self._freest()) is not None:
-            if current.suspects:
-                if not current.under_way:
-                    self._start(current.suspects.popleft(), state, alone=True)
-                return
+            if current.suspects or current.is_alone:
+                if current.under_way:
+                    return
+                self._try_alone(current.suspects.popleft(), state)
+                continue
             if current.waiting:
                 self._start(current.waiting.popleft(), state)
                 continue
@@ -188,6 +197,15 @@ class ServerEngine:
             yield from failed_completions(request, samples, "refused")
         elif samples:
             current.waiting.append(_Job(request, samples, current))
+
+    def _try_alone(self, job: _Job, state: _State) -> None:
+        """Ask for a job alone, unless a server that failed on it so has done well since."""
+        if all(one.is_out for one in job.failed_alone):
+            job.round.is_alone = True
+            self._start(job, state, alone=True)
+            return
+        _log.warning("request %s fails on servers and is refused", job.request.key)
+        job.round.held += failed_completions(job.request, job.missing)
 
     def _start(self, job: _Job, state: _State, *, alone: bool = False) -> None:
         slot = state.free.pop()
@@ -230,7 +248,7 @@ class ServerEngine:
         if isinstance(message, _Drawn):
             completions = self._take(message)
         elif isinstance(message, _Ended):
-            completions = self._end(message)
+            self._end(message)
         elif isinstance(message, _Checked):
             self._end_check(message)
         self._check_patience()
@@ -243,12 +261,16 @@ class ServerEngine:
         self.stats.generated += len(completion.tokens)
         self.stats.closed += drawn.counts.closed
         job.missing.remove(completion.sample)
-        return [] if job.round.is_over else [completion]
+        if job.round.is_over:
+            return []
+        held, job.round.held = job.round.held, []
+        return [*held, completion]
 
-    def _end(self, ended: _Ended) -> list[Completion]:
+    def _end(self, ended: _Ended) -> None:
         """Free a slot; what failed is asked again, or is an error."""
         job, state, error = ended.job, ended.state, ended.error
         job.round.under_way -= 1
+        job.round.is_alone = False
         state.busy -= 1
         state.free.append(ended.slot)
         if isinstance(error, ServerFault):
@@ -258,15 +280,14 @@ class ServerEngine:
         elif error is None:
             state.faults = 0
         if job.round.is_over or not job.missing:
-            return []
+            return
         if isinstance(error, ServerFault) and error.began:
             job.deaths += 1
             if ended.alone:
-                _log.warning("request %s fails on servers and is refused", job.request.key)
-                return failed_completions(job.request, job.missing)
+                job.failed_alone.append(state)
+                self._leave_out(state)
         is_suspect = job.deaths >= DEATHS_BEFORE_ISOLATION
         (job.round.suspects if is_suspect else job.round.waiting).appendleft(job)
-        return []
 
     # -- servers that fail ----------
 
@@ -300,7 +321,10 @@ class ServerEngine:
             self._leave_out(state)
 
     def _leave_out(self, state: _State) -> None:
-        if not state.is_out and not any(one is not state for one in self._available()):
+        """Ask a server for nothing until it has passed a check."""
+        if state.is_out:
+            return
+        if not any(one is not state for one in self._available()):
             self._out_since, self._has_warned = time.monotonic(), False
         state.is_out = True
         _log.warning("%s is left out until it answers again", state.server.url)
@@ -320,6 +344,8 @@ class ServerEngine:
         error = None
         try:
             state.server.connect(self._limit)
+            if state.faults:
+                state.server.check_answers()
         except Exception as raised:  # noqa: BLE001 - raised again in the thread with the state
             error = raised
         self._inbox.put(_Checked(state, error))

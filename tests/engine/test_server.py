@@ -1,26 +1,17 @@
 """Servers that work, fail, restart and lie: the same samples, or one line that says what to do."""
 
+import itertools
 import threading
 import time
 from dataclasses import replace
 
 import pytest
-import word_model
-from scripted_server import ScriptedServer
-from word_model import DIGITS, PIECES, SCORE, STOP, write_run
+from server_world import CLOSING, FAST, SLOW, World, check_answers, gather
 
-from selfreward_lite.engine import http_client
-from selfreward_lite.engine.api import Bracket, Closing, Probe, Request, Sampling
-from selfreward_lite.engine.dialects import Paths
-from selfreward_lite.engine.http_client import KEY, Timing
+from selfreward_lite.engine.api import Sampling
+from selfreward_lite.engine.http_client import KEY
 from selfreward_lite.engine.presets import PRESETS, add_section, build_head, read_sections
-from selfreward_lite.engine.remote import ServerSpec
-from selfreward_lite.engine.server import ServerEngine
 from selfreward_lite.system.errors import EngineError
-
-FAST = Timing(connect=2.0, answer=5.0, rest=0.01, longest_rest=0.05, check=0.02)
-WARM = Sampling(temperature=1.0, top_p=1.0, max_tokens=30)
-CLOSING = Closing((29, SCORE), DIGITS, (Bracket(" go", " end", (36,)),))
 
 
 @pytest.fixture
@@ -29,65 +20,6 @@ def world(tmp_path):
     return_to = World(tmp_path)
     yield return_to
     return_to.close()
-
-
-class World:
-    def __init__(self, folder):
-        self.base = write_run(folder / "runs" / "tiny")
-        self.folder = self.base.parent.parent
-        (self.folder / PRESETS).write_text(build_head(4, 200))
-        self._open = []
-
-    def server(self, kind="vllm", **lies):
-        server = ScriptedServer(kind, **lies)
-        server.presets = self.folder / PRESETS
-        self._open.append(server.stop)
-        return server
-
-    def engine(self, *servers, patience=1.0, timing=FAST, slots=4):
-        runs = self.folder.parent
-        paths = Paths(self.base, self.folder.name, runs, runs)
-        spec = ServerSpec(paths, PIECES, slots)
-        engine = ServerEngine([one.url for one in servers], spec, patience, timing)
-        self._open.append(engine.close)
-        return engine
-
-    def request(self, key, *, samples=3, adapter="M1", **more):
-        made = Request(
-            key,
-            (hash_of(key), 7, 9),
-            tuple(range(5, 5 + samples)),
-            WARM,
-            STOP,
-            str(self.folder / adapter / "adapter.gguf") if adapter else None,
-            Probe(DIGITS, "score:"),
-            closing=CLOSING,
-        )
-        return replace(made, **more)
-
-    def requests(self, count=12, **more):
-        return [self.request(f"r{number}", **more) for number in range(count)]
-
-    def close(self):
-        for close in reversed(self._open):
-            close()
-
-
-def hash_of(key: str) -> int:
-    return sum(key.encode()) % 28
-
-
-def check_answers(completions, requests):
-    """Every sample is there once, and is what the model says, no matter which server was asked."""
-    found = {(one.key, one.sample): one for one in completions}
-    assert len(found) == len(completions)
-    wanted = {(r.key, i): word_model.answer(r, i) for r in requests for i in range(len(r.seeds))}
-    assert found.keys() == wanted.keys()
-    for key, answer in wanted.items():
-        got = found[key]
-        for name in ("probe", "closing"):
-            assert getattr(got, name) == pytest.approx(getattr(answer, name)), (key, name)
-        assert replace(got, probe=None, closing=None) == replace(answer, probe=None, closing=None)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama"])
@@ -126,6 +58,22 @@ def test_the_samples_of_a_request_follow_one_another_in_one_slot(world):
         assert [seed for _, seed in asked] == [5, 6, 7, 8]
 
 
+def test_the_base_is_never_asked_while_an_adapter_is(world):
+    """vLLM on a CPU would answer as the adapter; llama-server has a process for each."""
+    server = world.server(mixes=True)
+    requests = [
+        one
+        for number in range(6)
+        for one in (
+            world.request(f"base{number}", adapter=None),
+            world.request(f"first{number}", adapter="M0"),
+            world.request(f"second{number}", adapter="M1"),
+        )
+    ]
+    check_answers(list(world.engine(server).complete(requests)), requests)
+    assert server.most_under_way > 1
+
+
 def test_requests_are_read_no_further_than_there_are_slots(world):
     gate = threading.Event()
     server = world.server()
@@ -156,10 +104,10 @@ def test_what_does_not_fit_the_smallest_context_is_refused_everywhere(world):
 
 
 @pytest.mark.parametrize("kind", ["vllm", "llama"])
-@pytest.mark.parametrize("what", ["drop", "cut", "html", "500", "429", "drip"])
+@pytest.mark.parametrize("what", ["drop", "cut", "html", "packed", "500", "429", "drip", "silence"])
 def test_a_failure_now_and_then_changes_nothing(world, kind, what):
     server, count = world.server(kind), iter(range(10**6))
-    engine = world.engine(server, timing=replace(FAST, answer=0.5 if what == "drip" else 5.0))
+    engine = world.engine(server, timing=replace(FAST, answer=0.5 if what in SLOW else 5.0))
     server.fault = lambda body: what if "seed" in body and next(count) % 12 == 10 else None
     requests = world.requests()
     check_answers(list(engine.complete(requests)), requests)
@@ -243,40 +191,84 @@ def test_a_request_that_kills_servers_fails_alone(world):
     assert [one.finish for one in found if one.key == "bad"] == ["failed"] * 3
 
 
-def test_a_server_that_fails_on_everything_is_an_error_and_no_failed_samples(world):
+def test_servers_that_fail_on_every_request_are_an_error_and_no_failed_samples(world):
+    server, found = world.server(), []
+    engine = world.engine(server)
+    server.fault = lambda body: "500" if "seed" in body else None
+    with pytest.raises(EngineError, match=r"failed 8 times in a row.*500: status 500 as planned"):
+        gather(engine.complete(world.requests(12, adapter=None)), found)
+    assert found == []
+
+
+def test_a_server_that_answers_nothing_any_more_is_an_error_and_no_failed_samples(world):
+    server, found = world.server(), []
+    engine = world.engine(server, patience=0.02)
+    server.fault = lambda body: "500"
+    with pytest.raises(
+        EngineError, match=r"for 0.02 minutes: .*500: status 500 as planned"
+    ) as error:
+        gather(engine.complete(world.requests(3, adapter=None)), found)
+    assert server.url in str(error.value)
+    assert found == []
+
+
+def test_a_broken_server_costs_no_samples_where_another_works(world):
+    """The broken one has the most free slots, so it is asked first, for whatever is left."""
+    broken, works = world.server(), world.server()
+    engine = world.engine(broken, works)
+    broken.fault = lambda body: "500"
+    requests = world.requests(20)
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.parallel == 4
+
+
+def test_requests_that_kill_servers_are_blamed_when_the_servers_are_back(world):
     server = world.server()
     engine = world.engine(server)
-    server.fault = lambda body: "500"
-    with pytest.raises(EngineError, match=r"failed 8 times in a row.*500: status 500 as planned"):
-        list(engine.complete(world.requests(12, adapter=None)))
+
+    def die(body):
+        if body["prompt"][:3] == [1, 1, 1]:
+            server.restart(after=0.05)
+            return "drop"
+        return None
+
+    server.fault = die
+    bad = [world.request(f"bad{number}", tokens=(1, 1, 1)) for number in range(2)]
+    good = world.requests(6)
+    found = list(engine.complete([*good[:3], *bad, *good[3:]]))
+    check_answers([one for one in found if "bad" not in one.key], good)
+    failed = [(one.key, one.finish) for one in found if "bad" in one.key]
+    assert sorted(failed) == [("bad0", "failed")] * 3 + [("bad1", "failed")] * 3
 
 
-LIES = {
-    "lie: prompt": "counts 4 prompt tokens where 3 were sent",
-    "lie: more": "answered with 300 tokens where at most 30 were asked for",
-    "lie: foreign": "answered with token 40, and the base has 40",
-    "lie: fewer": "cut a sample at 2 of 30 tokens",
-    "lie: form": "in a form that is not known",
-    "403": "refuses request r0 of 3 tokens (403: status 403 as planned)",
-    "307": "redirects to another address (307)",
-    "long": "answered with more than 0 MB",
-}
+def test_the_last_request_of_all_may_be_the_one_that_fails(world):
+    server = world.server()
+    server.fault = lambda body: "500" if "seed" in body else None
+    found = list(world.engine(server).complete([world.request("bad")]))
+    assert [one.finish for one in found] == ["failed"] * 3
 
 
-@pytest.mark.parametrize("kind", ["vllm", "llama"])
-@pytest.mark.parametrize("what", LIES)
-def test_a_lie_ends_in_one_line(world, kind, what, monkeypatch):
-    monkeypatch.setattr(http_client, "LONGEST", 100_000)
-    server = world.server(kind)
+def test_a_model_that_cannot_be_loaded_is_no_fault_of_its_requests(world):
+    server, found = world.server(load="as planned"), []
+    engine = world.engine(server, patience=0.02)
+    with pytest.raises(EngineError, match=r"load_lora_adapter answered 500: as planned"):
+        gather(engine.complete(world.requests(6)), found)
+    assert found == []
+
+
+def test_a_sample_that_a_server_gives_up_is_asked_for_again(world):
+    """As vLLM while it shuts down."""
+    server, count = world.server(), itertools.count()
     engine = world.engine(server)
-    server.fault = lambda body: what if body.get("seed") == 5 else None
-    with pytest.raises(EngineError) as error:
-        list(engine.complete(world.requests(1)))
-    line = str(error.value)
-    assert LIES[what] in line
-    assert line.startswith(server.url)
-    assert "\n" not in line
-    assert ";" in line or ":" in line.removeprefix(server.url)
+
+    def give_up(body, answer):
+        if "seed" in body and next(count) % 12 == 10:
+            answer["choices"][0]["finish_reason"] = "abort"
+
+    server.change = give_up
+    requests = world.requests()
+    check_answers(list(engine.complete(requests)), requests)
+    assert engine.faults >= 1
 
 
 @pytest.mark.parametrize(
@@ -286,7 +278,8 @@ def test_a_lie_ends_in_one_line(world, kind, what, monkeypatch):
         ("vllm", {"status": 200, "says": "<html>hi</html>"}, "answered no JSON, but '<html>hi"),
         ("vllm", {"status": 307}, "redirects to another address"),
         ("vllm", {"key": "Bearer secret"}, "401: Unauthorized; check engine.servers, and the key"),
-        ("vllm", {"owner": "somebody"}, "of a kind that is not known ('somebody')"),
+        ("vllm", {"owner": "some\nbody"}, "of a kind that is not known ('some body')"),
+        ("vllm", {"owner": "x" * 9000}, "xxx …'); use vLLM or llama-server"),
         ("llama", {"single": True}, "start it with --models-preset"),
         ("llama", {"blind": True}, "failed to load: it must see"),
     ],
@@ -296,17 +289,24 @@ def test_what_is_no_server_of_ours_is_said_at_the_start(world, kind, lies, says)
         world.engine(world.server(kind, **lies))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize(
     ("kind", "lies", "says"),
     [
         ("vllm", {"no_routes": True}, "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
+        (
+            "vllm",
+            {"load": "Worker failed with error 'LoRA rank 32 is greater than max_lora_rank 16.'"},
+            "than max_lora_rank 16.'; start it as `doctor --servers RUN` says",
+        ),
         ("vllm", {"base": "another"}, "model served, has the same likeliest token as the base"),
         ("vllm", {"ignores": True}, "so it ignores the adapter"),
         ("vllm", {"adapter": "M0"}, "of the adapter's effect in training, not 100 ± 25 %"),
         ("llama", {"base": "another"}, "serves another model"),
         ("llama", {"ignores": True}, "so it ignores the adapter"),
+        ("llama", {"scale": 0.5}, "adapter.gguf at 0.5 in tiny-M1-"),
     ],
 )
 def test_another_model_is_found_before_a_sample_is_drawn(world, kind, lies, says):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 import time
@@ -17,6 +18,7 @@ import word_model
 from selfreward_lite.engine.presets import read_sections
 
 Fault = Callable[[dict[str, Any]], str | None]
+Change = Callable[[dict[str, Any], dict[str, Any]], None]
 GENERATES = ("/v1/completions", "/completion")
 
 
@@ -27,13 +29,15 @@ class Close(Exception):
 class ScriptedServer:
     """Listens on loopback from `start` to `stop`; a port stays its own in between.
 
-    `fault(body)` names what goes wrong with a request for tokens, None for nothing. `lies` change
-    what is told about the server. `asked` are the bodies of such requests, `paths` counts all.
+    `fault(body)` names what goes wrong with a request for tokens, None for nothing;
+    `change(body, answer)` changes a good answer. `lies` change what is told about the server.
+    `asked` are the bodies of such requests, `paths` counts all.
     """
 
     def __init__(self, kind: str, *, context: int = 200, slots: int = 4, **lies: Any) -> None:
         self.kind, self.context, self.slots, self.lies = kind, context, slots, lies
         self.fault: Fault = lambda body: None
+        self.change: Change = lambda body, answer: None
         self.presets: Path | None = None  # llama-server's file
         self.adapters: dict[str, str] = {}  # vLLM's, by name
         self.loaded: dict[str, list[str]] = {}  # the router's sections, as last read
@@ -41,6 +45,7 @@ class ScriptedServer:
         self.headers: list[dict[str, str]] = []
         self.paths: Counter[str] = Counter()
         self.under_way = self.most_under_way = 0
+        self._models_under_way: list[str] = []
         self._lock = threading.Lock()
         self._listener: ThreadingHTTPServer | None = None
         self._port = 0
@@ -118,18 +123,22 @@ class ScriptedServer:
     def _generate(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with self._lock:
             self.asked.append(body)
+            self._models_under_way.append(body["model"])
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             what = self.fault(body)
             if what is None or what.startswith("lie"):
                 status, answer = self._vllm(body) if self.kind == "vllm" else self._llama(body)
+                if status == 200:
+                    self.change(body, answer)
                 self._send(handler, status, self._lie(what, answer))
             else:
                 self._fail(handler, what)
         finally:
             with self._lock:
                 self.under_way -= 1
+                self._models_under_way.remove(body["model"])
 
     def _fail(self, handler: BaseHTTPRequestHandler, what: str) -> None:
         """Fail as named: a status, or a broken answer."""
@@ -137,7 +146,15 @@ class ScriptedServer:
             self._send(handler, int(what), {"error": {"message": f"status {what} as planned"}})
         elif what == "html":
             self._send(handler, 200, "<html>\n<b>It works!</b></html>")
+        elif what == "packed":
+            handler.send_response(200)
+            handler.send_header("Content-Encoding", "gzip")
+            handler.end_headers()
+            handler.wfile.write(gzip.compress(json.dumps("x" * 10_000_000).encode()))
         elif what == "drop":
+            raise Close
+        elif what == "silence":
+            time.sleep(1)
             raise Close
         elif what == "cut":
             handler.send_response(200)
@@ -180,6 +197,8 @@ class ScriptedServer:
     def _load(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any]:
         if path != "/v1/load_lora_adapter" or body is None or self.lies.get("no_routes"):
             return 404, {"detail": "Not Found"}
+        if self.lies.get("load"):
+            return 500, {"error": {"message": self.lies["load"]}}
         name, folder = body["lora_name"], body["lora_path"]
         if not (name and folder):
             return 400, {"error": {"message": "Both 'lora_name' and 'lora_path' must be provided."}}
@@ -188,7 +207,8 @@ class ScriptedServer:
                 "error": {"message": f"The lora adapter '{name}' has already been loaded."}
             }
         if not Path(folder).is_dir():
-            return 404, {"error": {"message": f"No adapter found for {folder}"}}
+            says = f"Loading lora {name} failed: No adapter found for {folder}"
+            return 404, {"error": {"message": says}}
         self.adapters[name] = Path(folder).parent.name
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
@@ -235,7 +255,8 @@ class ScriptedServer:
             settings = {"n_ctx": self.context}
             return 200, {"default_generation_settings": settings, "total_slots": self.slots}
         assert path == "/lora-adapters", path
-        return 200, [{"id": 0, "path": one, "scale": 1.0} for one in files[1:]]
+        scale = self.lies.get("scale", 1.0)
+        return 200, [{"id": 0, "path": one, "scale": scale} for one in files[1:]]
 
     def _llama(self, body: dict[str, Any]) -> tuple[int, Any]:
         name, prompt = body["model"], body["prompt"]
@@ -267,6 +288,9 @@ class ScriptedServer:
         """The adapter behind a model's name; none if the server ignores it."""
         if self.lies.get("ignores"):
             return None
+        if self.lies.get("mixes") and name == "served":  # as vLLM on a CPU, in one batch
+            time.sleep(0.002)
+            name = next((one for one in list(self._models_under_way) if one != name), name)
         if self.kind == "vllm":
             return (
                 self.lies.get("adapter")

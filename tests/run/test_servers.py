@@ -1,6 +1,9 @@
 """A run's servers: the commands to start them, the file they read, and what they are asked."""
 
+import itertools
 import json
+import threading
+from contextlib import closing
 
 import pytest
 import word_model
@@ -10,14 +13,23 @@ from typer.testing import CliRunner
 
 from selfreward_lite import config
 from selfreward_lite.cli.main import app
+from selfreward_lite.data.records import Outcome, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
+from selfreward_lite.engine.api import Request, Sampling
+from selfreward_lite.engine.http_client import Timing
 from selfreward_lite.engine.presets import PRESETS, read_sections
+from selfreward_lite.engine.remote import ServerSpec
+from selfreward_lite.engine.server import ServerEngine
 from selfreward_lite.models.parity import CONVERSATIONS
 from selfreward_lite.run import prepare, servers
+from selfreward_lite.run.ask import run_stage
 from selfreward_lite.run.context import RunContext
 from selfreward_lite.run.runtime import Runtime
-from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.errors import EngineError, UserError
+
+FAST = Timing(connect=2.0, answer=5.0, rest=0.01, longest_rest=0.05, check=0.02)
+WARM = Sampling(temperature=1.0, top_p=1.0, max_tokens=20)
 
 
 def settings_for(*urls, **more):
@@ -32,8 +44,19 @@ def test_the_commands_have_this_runs_sizes(tmp_path):
     assert f"--max-model-len {servers.find_cells(settings)} " in command
     assert f"--max-num-seqs {settings.engine.parallel} " in command
     assert "api-key" not in command
+    on_cpu = servers.vllm_command(settings, tmp_path / "my model", on_cpu=True)
+    assert on_cpu.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.")
+    assert on_cpu.partition(" --host ")[2] == command.partition(" --host ")[2]
+    assert f" --model '{tmp_path / 'my model'}' --host" in on_cpu
     paths = servers.find_paths(tmp_path / "tiny" / "base" / "base.gguf", settings.engine)
     assert "--models-preset /mnt/runs/tiny/llama-server.ini " in servers.llama_command(paths)
+
+
+@pytest.mark.parametrize(("dtype", "option"), [("float32", True), ("bfloat16", False)])
+def test_a_folder_of_32_bits_is_not_rounded(tmp_path, dtype, option):
+    (tmp_path / "config.json").write_text(json.dumps({"dtype": dtype}))
+    command = servers.vllm_command(settings_for(), tmp_path)
+    assert (" --dtype float32 " in command) is option
 
 
 def test_a_key_is_named_and_not_shown(tmp_path, monkeypatch):
@@ -104,6 +127,7 @@ def test_the_command_prints_both_and_ends_with_what_is_bad(tmp_path):
     assert "doctor --servers mine` again" in str(result.exception)
     shown = " ".join(result.stderr.split())
     assert "vllm serve" in shown
+    assert "python -m vllm.entrypoints.openai.api_server --model" in shown
     assert "llama-server --models-preset" in shown
     assert json.loads(result.stdout.splitlines()[-1])[0]["state"] == "bad"
 
@@ -138,6 +162,48 @@ def test_missing_references_are_written_before_servers_are_asked(tmp_path, chat,
         assert len(worker.asked[0]["token_lists"]) == len(CONVERSATIONS)
         run.write_references()  # they are there
         assert len(worker.asked) == 2
+
+
+def ask_item(store, number):
+    """Ask for two samples, which become one record."""
+    asked = Request(f"r{number}", (number, 7, 9), (1, 2), WARM, word_model.STOP)
+    (answers,) = yield [asked]
+    text = "|".join(one.text for one in sorted(answers, key=lambda one: one.sample))
+    return Outcome([Prompt.make(store.id_namespace, 0, "held_out", number, text)])
+
+
+def test_what_servers_answered_before_they_died_is_kept_and_not_asked_again(tmp_path):
+    base = word_model.write_run(tmp_path / "tiny")
+    server, count = ScriptedServer("vllm"), itertools.count()
+    spec = ServerSpec(servers.find_paths(base, settings_for().engine), word_model.PIECES, 4)
+
+    def ask_all(store):
+        with closing(ServerEngine([server.url], spec, 0.005, FAST)) as engine:
+            items = [(f"item{number}", ask_item(store, number)) for number in range(20)]
+            run_stage(store, engine, 0, "questions", items, lambda _: None)
+
+    def die(body):
+        if "seed" in body and next(count) >= 20:
+            threading.Thread(target=server.stop).start()
+            return "drop"
+        return None
+
+    server.fault = die
+    with Store.write(tmp_path / "tiny") as store:
+        with pytest.raises(EngineError, match="no server has answered .* same command again"):
+            ask_all(store)
+        kept = store.done_items(0, "questions")
+        assert 0 < len(kept) < 20
+        server.fault = lambda body: None
+        server.asked.clear()
+        server.start()
+        ask_all(store)
+        server.stop()
+        assert len([body for body in server.asked if "seed" in body]) == 2 * (20 - len(kept))
+        texts = {one.index: one.text for one in store.records(Prompt)}
+    for number in range(20):
+        asked = Request("", (number, 7, 9), (1, 2), WARM, word_model.STOP)
+        assert texts[number] == "|".join(word_model.answer(asked, one).text for one in range(2))
 
 
 def test_settings_that_name_servers_may_change_in_a_run():
