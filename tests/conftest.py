@@ -27,6 +27,11 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are not in a test's name: packed ones hold the time, and differ between workers."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def chat() -> ChatFormat:
     return ChatFormat.load(TINY_MODEL)

@@ -415,18 +415,20 @@ def test_the_published_table_follows_from_its_rows():
     assert generated_block("results.md", "paper-table") == table.to_markdown()
     by_verdict = {
         verdict: {one["name"] for one in document["claims"] if one["verdict"] == verdict}
-        for verdict in ("held", "held in part", "not held: the opposite")
+        for verdict in ("held", "held in part", "not held: the opposite", "not measured")
     }
     assert by_verdict == {
         "held": {"C8", "C9", "C15", "C16", "C17", "C18", "C19", "C20",
-                 "Q0", "Q1", "Q3", "Q5", "Q11", "Q12"},
-        "held in part": {"C6", "C7", "Q9"},
+                 "Q0", "Q1", "Q3", "Q5", "Q9", "Q11", "Q12"},
+        "held in part": {"C7"},
         "not held: the opposite": {"C10", "Q7"},
+        "not measured": {"C6"},
     }  # fmt: skip
     best = [
         (row.iteration, row.values["judge_five_best"]) for row in table.rows if row.arm == claims.SR
     ]
-    assert (best.count((-1, 1.0)), best.count((0, 1.0))) == (5, 8), "no room to rise (C6)"
+    assert (best.count((-1, 1.0)), best.count((0, 1.0))) == (4, 8), "no room to rise (C6)"
+    assert best.count((-1, None)) == 1, "not measured (C6)"
     means = average(table.rows, ["length"])
-    for arm in means.values():
-        assert arm[3]["length"] < arm[0]["length"], "in no arm are M3's answers longer"
+    longer = [name for name, arm in means.items() if arm[3]["length"] > arm[0]["length"]]
+    assert longer == ["biased: Self-Rewarding"]
