@@ -12,6 +12,7 @@ from selfreward_lite.cli.options import RUNS, RunName, RunsDir, SkipBad
 from selfreward_lite.cli.output import emit, print_table, say, show_downloads
 from selfreward_lite.data.judge_sets import JudgeSet
 from selfreward_lite.data.records import BASE
+from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.method import metrics
 from selfreward_lite.method.passport import WAYS, Way, group_outcomes, make_document
 from selfreward_lite.method.statistics import format_with_error, mean_and_error, paired_interval
@@ -63,8 +64,8 @@ def measure_judge(
             whole = judge_sets.load_judge_set(work.run, ranked, show, source, skip_bad=skip_bad)
         for note in whole.notes:
             say(note)
-        for reason, count in whole.left_out.items():
-            say(f"left out: {count} {reason}")
+        if whole.left_out:
+            say(f"left out: {describe_counts(whole.left_out)}")
         asked, count = whole.first(limit), judgments or work.run.settings.evaluation.judgments
         passports = {way: work.judge_pairs(chosen, asked, way, count, whole.digest) for way in ways}
         known = {}

@@ -1,17 +1,18 @@
 """What every group of settings is, and the types that several of them use."""
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Count = Annotated[int, Field(ge=1)]
-LARGEST = 2**32 - 1  # of a whole number: beyond it, estimates of time and memory mean nothing
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
     """A group of settings: frozen, without unknown names; the text below each is its meaning."""
 
+    # Of a whole number: beyond it, estimates of time and memory mean nothing.
+    LARGEST: ClassVar = 2**32 - 1
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
@@ -30,6 +31,6 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _limit(cls, value: Any) -> Any:
-        if isinstance(value, int) and value > LARGEST:
-            raise ValueError(f"at most {LARGEST:,}")
+        if isinstance(value, int) and value > cls.LARGEST:
+            raise ValueError(f"at most {cls.LARGEST:,}")
         return value

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import SerializeAsAny, ValidationInfo, field_validator
 
@@ -37,6 +37,7 @@ class Job(Section):
     that is None.
     """
 
+    LARGEST: ClassVar = 2**63 - 1  # bytes, not a setting
     method: Literal["sft", "dpo"]
     model_dir: Path
     quantization: Literal["nf4", "none"]

@@ -10,9 +10,7 @@ from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.fields import normalise_name
 from selfreward_lite.data.other_fields import is_number
 from selfreward_lite.data.prompt_rows import extract_prompt, extract_prompts
-from selfreward_lite.data.records import Prompt
 from selfreward_lite.data.rows import BadRow
-from selfreward_lite.method import new_prompts
 from selfreward_lite.system.errors import DataError
 
 ASKED = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -479,31 +477,3 @@ def test_a_conversation_that_is_not_of_messages_is_refused():
     for turns in ([1, 2], [None, ASKED[0]], {"a": 1}):
         with pytest.raises(BadRow):
             extract_prompt({"conversations": turns})
-
-
-def test_imported_prompts_leave_out_repeats_and_held_out_ones(tiny):
-    settings = tiny.prompts.model_copy(update={"count": 2})
-    texts = [
-        "One two three four.",
-        "one  two three FOUR.",
-        "Secret words that are held out.",
-        " Five six.\n",
-        "Seven eight.",
-    ]
-    outcome = new_prompts.import_prompts(
-        texts, settings, id_namespace="r", held_out=["Secret words that are held out."]
-    )
-    assert [
-        (one.iteration, one.index, one.text) for one in outcome.records if isinstance(one, Prompt)
-    ] == [
-        (1, 0, "One two three four."),
-        (1, 1, "Five six."),
-        (2, 0, "Seven eight."),
-    ]
-    assert outcome.drops == {"same prompt again": 1, "like an evaluation prompt": 1}
-    # with no limit of likeness at all, a held-out prompt itself stays held out
-    unlimited = settings.model_copy(update={"max_similarity": 1.0})
-    again = new_prompts.import_prompts(
-        texts, unlimited, id_namespace="r", held_out=["Secret words that are HELD out."]
-    )
-    assert again == outcome

@@ -5,7 +5,7 @@ from method_records import RUN
 
 from selfreward_lite.data.checkable.kinds import TRAINED, read_constraints
 from selfreward_lite.data.checkable.requests import remove_constraints
-from selfreward_lite.data.records import Candidate, make_id
+from selfreward_lite.data.records import Candidate, Prompt, make_id
 from selfreward_lite.method import new_prompts
 
 
@@ -114,3 +114,31 @@ def test_kept_prompts_get_constraints_and_later_prompts_see_plain_ones(tiny):
         assert len(constraints) == 2
         assert {one.kind for one in constraints} <= set(TRAINED)
         assert remove_constraints(prompt, 3, 2) == text
+
+
+def test_imported_prompts_leave_out_repeats_and_held_out_ones(tiny):
+    settings = tiny.prompts.model_copy(update={"count": 2})
+    texts = [
+        "One two three four.",
+        "one  two three FOUR.",
+        "Secret words that are held out.",
+        " Five six.\n",
+        "Seven eight.",
+    ]
+    outcome = new_prompts.import_prompts(
+        texts, settings, id_namespace="r", held_out=["Secret words that are held out."]
+    )
+    assert [
+        (one.iteration, one.index, one.text) for one in outcome.records if isinstance(one, Prompt)
+    ] == [
+        (1, 0, "One two three four."),
+        (1, 1, "Five six."),
+        (2, 0, "Seven eight."),
+    ]
+    assert outcome.drops == {"same prompt again": 1, "like an evaluation prompt": 1}
+    # with no limit of likeness at all, a held-out prompt itself stays held out
+    unlimited = settings.model_copy(update={"max_similarity": 1.0})
+    again = new_prompts.import_prompts(
+        texts, unlimited, id_namespace="r", held_out=["Secret words that are HELD out."]
+    )
+    assert again == outcome

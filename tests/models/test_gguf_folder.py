@@ -22,8 +22,10 @@ from safetensors.numpy import load_file
 from small_chat_models import MAKERS, make_small
 
 from selfreward_lite.data import hub
+from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.models import gguf_folder, parity
 from selfreward_lite.models.chat_format import ChatFormat
+from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.checks import check_folder
 from selfreward_lite.models.gguf_export import adapter_to_gguf, base_to_gguf
 from selfreward_lite.models.gguf_folder import find_base, find_shape, unpack_gguf
@@ -423,3 +425,27 @@ def test_a_full_disk_is_noticed_first(small: Path, cache: Path, monkeypatch: Any
     with pytest.raises(UserError, match=r"llama\.gguf needs .* or set HF_HOME elsewhere"):
         find_base(str(small / "llama.gguf"))
     assert [path for path in cache.glob("*") if path.suffix != ".lock"] == []
+
+
+# -- the chat alone, of a judge in a file of its own ----------
+
+
+def test_a_ggufs_chat_is_that_of_its_folder(tmp_path):
+    judge = base_to_gguf(TINY_MODEL, tmp_path / "judge.gguf", dtype="f16", weights="original")
+    (unpacked := tmp_path / "unpacked").mkdir()
+    gguf_folder.unpack_tokenizer(judge, unpacked)
+    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.load(unpacked)
+    for text in (
+        *parity.TOKEN_PROBES,
+        "Sort the letters c a b.\n <|eot_id|> é 12",
+        "I'LL pay 12345.\n\n\nNo?",
+    ):
+        assert file.prompt_ids(user(text)) == folder.prompt_ids(user(text))
+    assert (file.stop, file.pad, file.answer) == (folder.stop, folder.pad, folder.answer)
+
+
+def test_a_gguf_that_is_no_chat_model_is_refused(tmp_path):
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ConfigError, match=r"broken\.gguf"):
+        gguf_folder.unpack_tokenizer(broken, tmp_path)

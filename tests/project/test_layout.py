@@ -57,6 +57,7 @@ HEAVY = {
     "gradio": {
         "app.widgets",
         "app.api",
+        "app.inputs",
         "app.page",
         "app.tabs",
     },

@@ -23,12 +23,9 @@ from selfreward_lite.data.tiny.ranked import generate_ranked_rows as ranked_rows
 from selfreward_lite.engine.api import Request
 from selfreward_lite.engine.scripted import Reply
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.chat_template import user
-from selfreward_lite.models.gguf_folder import unpack_tokenizer
-from selfreward_lite.models.parity import TOKEN_PROBES
 from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.evaluate import EXACT, open_evaluation
-from selfreward_lite.system.errors import ConfigError, DataError, UserError
+from selfreward_lite.system.errors import DataError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -492,34 +489,3 @@ def test_only_what_is_asked_now_can_be_set(command):
         UserError, match=r"--set dpo.beta: only evaluation, engine, judge can be set here"
     ):
         command("--set", "dpo.beta=0.2")
-
-
-# -- a judge in a file of its own ----------
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory) -> Path:
-    from selfreward_lite.models.gguf_export import base_to_gguf
-
-    out = tmp_path_factory.mktemp("gguf") / "judge.gguf"
-    base_to_gguf(TINY_MODEL, out, dtype="f16", weights="original")
-    return out
-
-
-def test_a_ggufs_chat_is_that_of_its_folder(gguf, tmp_path):
-    unpack_tokenizer(gguf, tmp_path)
-    folder, file = ChatFormat.load(TINY_MODEL), ChatFormat.load(tmp_path)
-    for text in (
-        *TOKEN_PROBES,
-        "Sort the letters c a b.\n <|eot_id|> é 12",
-        "I'LL pay 12345.\n\n\nNo?",
-    ):
-        assert file.prompt_ids(user(text)) == folder.prompt_ids(user(text))
-    assert (file.stop, file.pad, file.answer) == (folder.stop, folder.pad, folder.answer)
-
-
-def test_a_gguf_that_is_no_chat_model_is_refused(gguf, tmp_path):
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ConfigError, match=r"broken\.gguf"):
-        unpack_tokenizer(broken, tmp_path)

@@ -158,7 +158,7 @@ def test_skipped_rows_are_said_where_prompts_are_too_few(tmp_path: Path) -> None
         Store.write(tmp_path / "run") as store,
         pytest.raises(
             ConfigError,
-            match=r"holds 1 prompts \(skipped: 1 × field 'prompt' is empty; 1 × field 'choices' .*"
+            match=r"holds 1 prompt \(skipped: 1 × field 'prompt' is empty; 1 × field 'choices' .*"
             r"\): too few for 2 ",
         ),
     ):
