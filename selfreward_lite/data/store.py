@@ -125,6 +125,10 @@ class Store:
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def sync(self) -> None:
+        """Make what was committed survive a power cut."""
+        self._db.execute("PRAGMA wal_checkpoint(FULL)")
+
     def __enter__(self) -> Self:
         return self
 
@@ -245,7 +249,7 @@ class Store:
         self._db.execute(
             "UPDATE stages SET done = 1 WHERE iteration = ? AND stage = ?", (iteration, stage)
         )
-        self._db.execute("PRAGMA wal_checkpoint(FULL)")
+        self.sync()
 
     def is_done(self, iteration: int, stage: str) -> bool:
         """Whether a stage has ended."""
@@ -285,7 +289,7 @@ class Store:
         rows = [(iteration, step, name, value) for name, value in values.items()]
         with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO training VALUES (?,?,?,?)", rows)
-        self._db.execute("PRAGMA wal_checkpoint(FULL)")
+        self.sync()
 
     def forget_training(self, iteration: int, after: int) -> None:
         """Drop what a trainer reported of the steps after one: they are done again, otherwise."""
@@ -325,7 +329,7 @@ class Store:
     def promote(self, iteration: int, by: str) -> None:
         """Make M<iteration> the newest model; `by` says who decided: the gates, or a person."""
         self._db.execute("INSERT OR IGNORE INTO promoted VALUES (?,?)", (iteration, by))
-        self._db.execute("PRAGMA wal_checkpoint(FULL)")
+        self.sync()
 
     def newest(self) -> int | None:
         """Return the number of the newest promoted model, None before M0."""

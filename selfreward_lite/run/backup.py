@@ -243,6 +243,7 @@ def _list_databases(store: Store) -> list[str]:
 @contextmanager
 def _take_snapshot(store: Store, name: str) -> Iterator[Path]:
     """A complete copy of a database, in a file here: SQLite writes in many places of a file."""
+    store.sync()  # a power cut may not leave less here than in a copy: it would be another run's
     here = store.folder / "snapshot.sqlite"
     here.unlink(missing_ok=True)
     try:
@@ -297,6 +298,11 @@ def restore(root: Path | str, folder: Path) -> bool:
     """
     if (folder / RECORDS).exists():
         return False
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} has files and no {RECORDS}: a part of a run; move it away, and give the "
+            "same command again"
+        )
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -119,9 +119,10 @@ def copy_folder(source: Path, target: Path) -> None:
     already stays where it is.
     """
     manifest, existing = source / MANIFEST, target / MANIFEST
-    if not manifest.exists() or (
-        existing.exists() and existing.read_bytes() == manifest.read_bytes()
-    ):
+    if not manifest.exists():
+        return
+    if existing.exists() and existing.read_bytes() == manifest.read_bytes():
+        sync(target)  # the copy may have ended before its name was safe
         return
     if existing.exists():
         existing.unlink()
@@ -146,6 +147,8 @@ def copy_files(source: Path, target: Path) -> None:
     for path in _list_files(target, with_parts=True):
         if path.relative_to(target) not in wanted:
             path.unlink()
+    for place, _, _ in os.walk(target):  # what stays may be of a copy that ended before its sync
+        sync(Path(place))
 
 
 def _list_files(folder: Path, *, with_parts: bool = False) -> list[Path]:

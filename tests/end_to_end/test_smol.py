@@ -76,7 +76,7 @@ def test_a_small_chat_model_learns_from_what_a_program_checks(tmp_path, packages
     # What is trained is what llama.cpp runs, and it is another model than the base.
     assert trained["training_first_margin"] == 0.0
     assert trained["training_steps"] == -(-len(pairs) // SHORT["dpo.batch"])
-    assert trained["adapter_share"] == pytest.approx(1.0, abs=0.25)
+    assert trained["greedy_agreement"] > 0.9 and trained["logit_change"] > 0
     assert {one.text for one in held_out[1]} != {one.text for one in held_out[BASE]}
     # Both halves of the held-out requests are in the metrics.
     for model, values in ((BASE, base), (1, trained)):
