@@ -127,6 +127,13 @@ def test_without_a_copy_nothing_is_made(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_part_of_a_run_in_the_way_is_refused_and_stays(tmp_path):
+    (tmp_path / "mine" / "M0").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine has files and no run.sqlite: .*; move it away"):
+        restore(tmp_path / "mirror", tmp_path / "mine")
+    assert (tmp_path / "mine" / "M0").is_dir()
+
+
 def test_every_snapshot_is_whole_while_the_run_writes(tmp_path):
     """At each event: the copy opens, is intact, and speaks of no model that is not beside it."""
     drive, seen = tmp_path / "drive", 0
