@@ -5,7 +5,7 @@ See `run/evaluate.py`; `evaluate judge` is in `judge.py`.
 
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,9 +23,8 @@ from selfreward_lite.cli.output import (
     show_downloads,
     write_file,
 )
-from selfreward_lite.data import hub, task_sets
-from selfreward_lite.data.data_files import read_rows
-from selfreward_lite.data.prompt_rows import extract_prompts
+from selfreward_lite.cli.prompts import SkipBad, read_own_prompts
+from selfreward_lite.data import task_sets
 from selfreward_lite.data.records import ModelId, Prompt
 from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import Store
@@ -80,9 +79,7 @@ def compare(
         str | None, Option(help="With --export: prompts, as for run; by default the held-out ones.")
     ] = None,
     out: Annotated[Path, Option(help="With --export: folder to write to.")] = EXPORTED,
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="With --prompts: leave out bad lines, and count them.")
-    ] = False,
+    skip_bad: SkipBad = False,
     set_: Set = None,
 ) -> None:
     """Compare two models' answers to the held-out prompts, in both orders, or export answers."""
@@ -98,7 +95,8 @@ def compare(
     with open_work(name, runs_dir, set_, asks_models=asks_models) as work:
         mine = model or find_newest(work)
         if export is not None:
-            texts = _read_texts(prompts, skip_bad, work.run.settings.prompts.ignore)
+            settings = work.run.settings.model_copy(update={"skip_bad": skip_bad})
+            texts = None if prompts is None else read_own_prompts(prompts, settings).texts
             _export(work, mine, against, texts, out)
             return
         results = work.compare_answers(mine, against, judge)
@@ -164,21 +162,6 @@ def _check_options(export: str | None, against: str, prompts: str | None, contex
         raise UserError(
             f"--export works on one run; export {against} with --name {against.rpartition('/')[0]}"
         )
-
-
-def _read_texts(prompts: str | None, skip_bad: bool, ignore: Collection[str]) -> list[str] | None:
-    """The prompts in a file or on the hub, if one is named; says what was left out."""
-    if prompts is None:
-        return None
-    with show_downloads() as show:
-        place = hub.fetch_dataset(prompts, show)
-    found = read_rows(place, skip_bad=skip_bad)
-    texts = extract_prompts(found, ignore)
-    for note in found.notes:
-        say(note)
-    if found.skipped:
-        say(f"left out: {describe_counts(found.skipped)}")
-    return texts
 
 
 def _export(work: Evaluation, mine: str, against: str, texts: list[str] | None, out: Path) -> None:

@@ -312,6 +312,8 @@ def verify(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
     folder = runs_dir / name
     with Store.read(folder) as store:
         faults = store.faults()
+        if store.is_done(0, "base") and not (folder / "base").exists():
+            say(f"{folder / 'base'}: not here, as after `prune`; `run` makes it again")
     for fault in faults:
         say(fault)
     emit({"run": folder.name, "faults": len(faults)})

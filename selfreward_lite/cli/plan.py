@@ -7,10 +7,10 @@ from typer import Option
 from selfreward_lite import config
 from selfreward_lite.bench import plan_table
 from selfreward_lite.cli.options import RUNS, Iterations, RunsDir, Set
-from selfreward_lite.cli.output import emit, print_table, say, show_downloads
+from selfreward_lite.cli.output import emit, print_table, say
+from selfreward_lite.cli.prompts import SkipBad, read_own_prompts
 from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
-from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.run import plan, speed, stages
 from selfreward_lite.run.plan import Estimate
 from selfreward_lite.system.errors import UserError
@@ -50,9 +50,7 @@ def show(
         str | None,
         Option(help="Only read your own prompts, and say what is used of them and what is not."),
     ] = None,
-    skip_bad: Annotated[
-        bool, Option("--skip-bad", help="With --prompts: leave out bad lines, and count them.")
-    ] = False,
+    skip_bad: SkipBad = False,
 ) -> None:
     """Estimate hours, GPU memory, disk and download of a run before it starts."""
     if tables:
@@ -121,16 +119,9 @@ def show(
 def _read_prompts(prompts: str, settings: Settings) -> None:
     """Read a file of prompts as a run does, and say what was found."""
     from selfreward_lite.method.new_prompts import count_different
-    from selfreward_lite.run.prepare import read_prompt_file
 
-    with show_downloads() as show:
-        place = hub.fetch_dataset(prompts, show)
-    texts, skipped, notes = read_prompt_file(str(place.absolute()), settings)
+    texts, skipped, _ = read_own_prompts(prompts, settings)
     different = count_different(texts)
-    for note in notes:
-        say(note)
-    if skipped:
-        say(f"left out: {describe_counts(skipped)}")
     say(f"{prompts}: {different:,} different prompts, {len(texts) - different:,} repeated ones")
     emit({"prompts": different, "repeated": len(texts) - different, "left_out": dict(skipped)})
 

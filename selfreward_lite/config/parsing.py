@@ -14,7 +14,7 @@ from selfreward_lite.config.wording import explain_fault, suggest
 from selfreward_lite.system.errors import ConfigError
 
 PRESETS_DIR = Path(__file__).parent / "presets"
-MAY_BE_EMPTY = ("evaluation.tasks",)  # none
+MAY_BE_EMPTY = ("evaluation.tasks", "prompts.ignore")  # none
 SEE = "docs/settings.md lists all settings"
 
 

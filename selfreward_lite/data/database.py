@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from selfreward_lite.data.records import KINDS, Record
-from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.errors import UserError, refuse_reading
 
 FILE = "run.sqlite"
 SCHEMA_VERSION = 1
@@ -122,10 +122,7 @@ def _exists(path: Path) -> bool:
             return path.exists()
     except PermissionError:  # of its folder
         pass
-    raise UserError(
-        f"{path}: you may not read it; ask its owner to let you, as with "
-        f"`chmod -R a+rX {path.parent}`"
-    )
+    raise refuse_reading(path)
 
 
 def table_name(kind: type) -> str:

@@ -72,8 +72,7 @@ class ModelShape:
 
 def find_longest(engine: EngineSettings, shape: ModelShape) -> int:
     """Return the most tokens of one sequence, prompt and reply, as llama.cpp gives them."""
-    cells = engine.context if engine.unified else engine.context // (engine.parallel + engine.roots)
-    return min(shape.context, math.ceil(cells / CELL_STEP) * CELL_STEP)
+    return min(shape.context, math.ceil(engine.sequence_cells / CELL_STEP) * CELL_STEP)
 
 
 # Fields of ModelShape by their keys in GGUF, behind the architecture's name.

@@ -268,7 +268,7 @@ def _write_card(
         **values,
     )
     # The name of a run need not be UTF-8.
-    (out / "README.md").write_bytes(text.encode("utf-8", errors="backslashreplace"))
+    (out / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _find_license(settings: Settings) -> str | None:

@@ -63,6 +63,12 @@ class RunReader:
         given = {answer.prompt_id: answer for answer in self.store.made_by(Response, model)}
         return {one.id: given[one.id] for one in self.held_out() if one.id in given}
 
+    def why_unanswered(self, model: ModelId) -> dict[str, str]:
+        """Why held-out prompts have no answer of a model, by prompt id; see `steps/measure.py`."""
+        is_raw = model.is_base or (model == 0 and not self.settings.seed_stage.trains)
+        stage = "base_eval_responses" if is_raw else "eval_responses"
+        return self.store.why_dropped(model.iteration, stage)
+
     def find_model(self, name: str) -> ModelId:
         """A model by its name; raises UserError where the run has no such model."""
         models = {model.name: model for model in map(ModelId, range(BASE, self.store.next_model()))}

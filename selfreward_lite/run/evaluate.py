@@ -235,10 +235,8 @@ class Evaluation:
     def _held_out(self, model: str) -> list[Answered]:
         """What a model answered to the held-out prompts."""
         number = self.run.find_model(model)
-        raw = number.is_base or (number == 0 and not self.run.settings.seed_stage.trains)
-        stage = f"{'base_' if raw else ''}eval_responses"
-        reasons = self.run.store.why_dropped(number.iteration, stage)
-        return _answer_all(self.run.held_out(), self.run.held_out_answers(number), reasons)
+        given, reasons = self.run.held_out_answers(number), self.run.why_unanswered(number)
+        return _answer_all(self.run.held_out(), given, reasons)
 
     def _advise(self, left_out: Collection[str]) -> str:
         """What to do about prompts without an answer, by the reasons."""

@@ -347,7 +347,8 @@ def _check_prompts(settings: Settings) -> None:
     count, iterations = settings.prompts.count, settings.iterations
     if found <= (iterations - 1) * count:
         repeated = len(texts) - found
-        again = f" ({repeated} more {'repeat' if repeated > 1 else 'repeats'} one of them)"
+        repeats = f" ({repeated} more {'repeat' if repeated > 1 else 'repeats'} one of them)"
+        again = repeats if repeated else ""
         left_out = f" (skipped: {describe_counts(skipped)})" if skipped else ""
         # Each advice works alone; the last iteration may have fewer prompts than the others.
         advice = f"give at least {(iterations - 1) * count + 1} prompts"
@@ -355,6 +356,6 @@ def _check_prompts(settings: Settings) -> None:
             advice = f"set prompts.count={found // iterations}"
         raise ConfigError(
             f"{settings.prompts.file} holds {found} prompt{'s' if found > 1 else ''}"
-            f"{again if repeated else ''}{left_out}: too few for {iterations} iterations of "
+            f"{again}{left_out}: too few for {iterations} iterations of "
             f"{count}; {advice}, or --iterations {-(-found // count)}"
         )

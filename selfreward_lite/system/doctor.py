@@ -32,7 +32,6 @@ from selfreward_lite.system.gpu import (
 )
 from selfreward_lite.system.gpu_findings import describe_missing_library, dotted, find_on_gpu
 from selfreward_lite.system.machine import Finding, Machine
-from selfreward_lite.system.proxies import find_proxy_fault
 
 HUB = "huggingface.co"
 SAME = 0.2  # of the logits' size: two ways on a CPU differ by 0.015 (measured), nonsense by 1
@@ -48,7 +47,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
     """
     wanted, gpus = read_pins(), tuple(list_gpus())
     holder = lock_holder() if gpus and not holds_gpu else None
-    proxy = find_proxy_fault()
+    proxy = proxies.find_proxy_fault()
     asked = {} if holder else _ask_probes(gpus, with_unsloth=with_unsloth)
     return Machine(
         python=sys.version_info[:3],

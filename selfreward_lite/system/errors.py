@@ -12,6 +12,8 @@ SelfRewardError            one line: what happened, and what to do next
 └── OutOfTime              exit code 130: the given hours are used; the run can be resumed
 """
 
+from pathlib import Path
+
 
 class SelfRewardError(Exception):
     """Base of all errors that are shown as one line."""
@@ -62,6 +64,14 @@ class OutOfTime(SelfRewardError):
     """The hours that the command was given are too few for the next step."""
 
     exit_code = 130
+
+
+def refuse_reading(path: Path) -> UserError:
+    """The error for a file of another user, in a folder that this one may not read."""
+    return UserError(
+        f"{path}: you may not read it; ask its owner to let you, as with "
+        f"`chmod -R a+rX {path.parent}`"
+    )
 
 
 def as_line(text: str) -> str:

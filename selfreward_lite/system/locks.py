@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.errors import refuse_reading
 
 PATIENCE = 0.5  # seconds to retry: `holder` itself holds a lock for an instant
 
@@ -50,10 +50,7 @@ def _read_holder(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except PermissionError:
-        raise UserError(
-            f"{path}: you may not read it; ask its owner to let you, as with "
-            f"`chmod -R a+rX {path.parent}`"
-        ) from None
+        raise refuse_reading(path) from None
     try:
         if _try_lock(handle, fcntl.LOCK_SH):
             return None

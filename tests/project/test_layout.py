@@ -67,7 +67,7 @@ HEAVY = {
 }
 TOP_LEVEL = {
     "README.md", "LICENSE", "app.py", "pyproject.toml", "requirements.txt",
-    "requirements-common.txt", "requirements-gpu.txt",
+    "requirements-gpu.txt",
     "selfreward_lite", "tests", "notebooks", "docs", ".ci", ".github", ".gitignore",
 }  # fmt: skip
 

@@ -103,6 +103,10 @@ def test_finished_run_makes_its_base_again(run):
     shutil.rmtree(run / "base")
     with Store.read(run) as store:
         assert store.faults() == []
+    where = ["--name", run.name, "--runs-dir", str(run.parent)]
+    verified = CliRunner().invoke(main.app, ["verify", *where])
+    assert verified.exit_code == 0
+    assert "base: not here" in " ".join(verified.output.split())
     scripted_run.run(run, iterations="3")
     assert read_contents(run) == before
     with Store.read(run) as store:
