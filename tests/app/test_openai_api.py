@@ -262,6 +262,13 @@ def test_one_more_token_than_fit_is_refused_with_the_number_that_fits(client):
     assert caught.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize(("asked", "given"), [(None, 1024), (4096, 4096)])
+def test_a_long_context_has_limits_of_its_own(asked, given):
+    assert openai_api._fit(asked, 10, 20_000) == given
+    with pytest.raises(Refused, match="max_tokens=4,097: give 4,096 or fewer"):
+        openai_api._fit(4097, 10, 20_000)
+
+
 # -- half characters -----------------------------------------------------------------------------
 
 

@@ -93,6 +93,12 @@ def test_bad_overrides_are_one_clear_line(key, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_lists_of_names_may_be_emptied():
+    assert config.load("tiny", {"prompts.ignore": "a,b"}).prompts.ignore == ("a", "b")
+    assert config.load("tiny", {"prompts.ignore": ""}).prompts.ignore == ()
+    assert config.load("tiny", {"evaluation.tasks": ""}).evaluation.tasks == ()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
