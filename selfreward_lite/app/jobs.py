@@ -139,10 +139,18 @@ def accept_candidate(folder: Path) -> None:
 
 
 def stop_run(folder: Path) -> bool:
-    """Ask the process that writes a run to end, as Ctrl-C does; returns whether there was one."""
+    """Ask the process that writes a run to end, as Ctrl-C does; returns whether there was one.
+
+    Raises UserError for a process of another user, container or machine.
+    """
     writer = Store.writer(folder)
     if writer is None:
         return False
+    if not Store.is_writer(folder, writer):
+        raise UserError(
+            f"{folder.name} is written in another container or on another machine, as process "
+            f"{writer} there; end it where it was started"
+        )
     try:
         os.kill(writer, signal.SIGTERM)
     except ProcessLookupError:

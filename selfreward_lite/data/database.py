@@ -61,6 +61,11 @@ class Database(sqlite3.Connection):
         except sqlite3.DatabaseError as error:
             # The low byte is the primary code; errors of the sqlite3 module itself have none.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_CANTOPEN and _lacks_index(self.folder):
+                raise UserError(
+                    f"{self.folder}: its last records are in {FILE}-wal, which SQLite can read only "
+                    "in a folder that can be written; copy the whole folder to such a place"
+                ) from None
             if code in _CANNOT_WRITE:
                 free = shutil.disk_usage(self.folder).free / 1e6 if self.folder.exists() else 0.0
                 raise UserError(
@@ -84,6 +89,7 @@ def open_for_writing(folder: Path) -> Database:
     # A power cut may lose commits since the last checkpoint, which every end of a stage makes.
     database.execute("PRAGMA synchronous=NORMAL")
     if _read_version(database) == 0:
+        _refuse_orphans(folder)
         tables = _FIXED_TABLES + "".join(
             statement for kind in KINDS for statement in _define_record_table(kind)
         )
@@ -113,6 +119,11 @@ def open_for_reading(folder: Path) -> Database:
     database = _connect(f"{path.absolute().as_uri()}?{mode}", folder)
     _check_version(database)
     return database
+
+
+def _lacks_index(folder: Path) -> bool:
+    """Whether there is a log without its index, which SQLite must make to read it."""
+    return not os.access(folder, os.W_OK) and (folder / f"{FILE}-wal").exists()
 
 
 def _exists(path: Path) -> bool:
@@ -188,6 +199,20 @@ def _add_what_is_missing(database: Database) -> None:
                 )
 
 
+def _refuse_orphans(folder: Path) -> None:
+    """Raise UserError for models without records; a new run would be written over them.
+
+    Records of the first model's data are synced before its folder is made.
+    """
+    models = sorted(one.name for one in folder.glob("M[0-9]*"))
+    if models:
+        raise UserError(
+            f"{folder} holds {', '.join(models)} and no records: {FILE} is missing or empty. Put it "
+            "back from a copy; or move the folder away, and give the same command again, with "
+            "--restore-from where there is a mirror"
+        )
+
+
 def _read_version(database: Database) -> int:
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
     return version
@@ -196,7 +221,12 @@ def _read_version(database: Database) -> int:
 def _check_version(database: Database) -> None:
     version = _read_version(database)
     if version == 0:
-        raise UserError(f"{database.folder} is only just being made; try again in a moment")
+        raise UserError(
+            f"{database.folder} is only just being made; try again in a moment. If nobody makes it, "
+            f"its {FILE} was emptied, or copied without {FILE}-wal: "
+            f"`python -m selfreward_lite run --name {database.folder.name}` starts it, or says what "
+            "is missing"
+        )
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{database.folder} was written in store format {version}, this version reads "

@@ -17,6 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from selfreward_lite import __version__
 from selfreward_lite.config import Settings, complete, parse
 from selfreward_lite.data.database import (
     Database,
@@ -27,7 +28,7 @@ from selfreward_lite.data.database import (
 )
 from selfreward_lite.data.records import KINDS, ModelId, Outcome, R, Record, content_hash, derive_id
 from selfreward_lite.system import locks
-from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.errors import ConfigError, UserError
 from selfreward_lite.system.files import find_manifest_faults, make_folder
 
 LOCK = "run.lock"
@@ -111,6 +112,11 @@ class Store:
         holder = locks.holder(folder / LOCK)
         return int(holder) if holder and holder.isdigit() else None
 
+    @staticmethod
+    def is_writer(folder: Path, process: int) -> bool:
+        """Whether the process that has this number here is the one that writes a run."""
+        return locks.is_open_in(folder / LOCK, process)
+
     def select(self, query: str, *values: Any) -> list[Any]:
         """Return the rows of a query; only `queries`, this file and backups write SQL."""
         return self._db.execute(query, values).fetchall()
@@ -147,14 +153,23 @@ class Store:
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def settings(self) -> Settings:
-        """Return the settings of the run. Raises UserError where it has only just started."""
+        """Return the settings of the run.
+
+        Raises UserError where it has only just started, or was made by a version that knows others.
+        """
         stored = self.fact("settings")
         if stored is None:
             raise UserError(
                 f"{self.folder.name} has no settings yet: it has only just started, or was stopped "
                 "at once; try again in a moment, or start it again"
             )
-        return parse(complete(stored))
+        try:
+            return parse(complete(stored))
+        except ConfigError as error:
+            raise UserError(
+                f"{self.folder.name} was made by another version of selfreward_lite, whose settings "
+                f"this one ({__version__}) does not know: use that version, or a new --name ({error})"
+            ) from None
 
     @property
     def id_namespace(self) -> str:
@@ -165,7 +180,11 @@ class Store:
     # -- items and records -----------------------------------------------------------------------
 
     def commit(self, iteration: int, stage: str, item: str, outcome: Outcome) -> None:
-        """Keep the outcome of one item, all of it or nothing. Existing rows stay as they are."""
+        """Keep the outcome of one item, all of it or nothing. Existing rows stay as they are.
+
+        Raises UserError, as a stage's begin and end do, where the folder was moved or removed.
+        """
+        self._check_place()
         with self.transaction():
             for record in outcome.records:
                 self._insert(record)
@@ -226,6 +245,7 @@ class Store:
 
     def begin_stage(self, iteration: int, stage: str, total: int) -> None:
         """Keep how many items a stage has; a stage that is begun again is not done."""
+        self._check_place()
         self._db.execute(
             "INSERT INTO stages (iteration, stage, total) VALUES (?,?,?) "
             "ON CONFLICT (iteration, stage) DO UPDATE SET total = excluded.total, done = 0",
@@ -246,6 +266,7 @@ class Store:
 
     def end_stage(self, iteration: int, stage: str) -> None:
         """Mark a stage as done, so that even a power cut keeps it."""
+        self._check_place()
         self._db.execute(
             "UPDATE stages SET done = 1 WHERE iteration = ? AND stage = ?", (iteration, stage)
         )
@@ -388,6 +409,17 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
+
+    def _check_place(self) -> None:
+        """Raise UserError where the folder is not there any more.
+
+        The database would go with it, or be gone, while models were written at the old place.
+        """
+        if self._lock is not None and not locks.is_in_place(self._lock, self.folder / LOCK):
+            raise UserError(
+                f"{self.folder} was moved or removed while this wrote it; give the same command "
+                "again, with the --name or --runs-dir under which it is found now"
+            )
 
     def _names(self, kind: type) -> list[str]:
         """The fields of a kind that this file holds: one that is only read may be older."""

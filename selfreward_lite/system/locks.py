@@ -10,6 +10,7 @@ from pathlib import Path
 
 from selfreward_lite.system.errors import refuse_reading
 
+PROC = Path("/proc")
 PATIENCE = 0.5  # seconds to retry: `holder` itself holds a lock for an instant
 
 
@@ -42,6 +43,38 @@ def holder(path: Path) -> str | None:
     while (name := _read_holder(path)) == "" and time.monotonic() < deadline:
         time.sleep(0.002)  # it has just taken the lock, and writes its name now
     return name
+
+
+def is_in_place(handle: int, path: Path) -> bool:
+    """Whether a lock that is held is still the one at `path`: its folder was not moved away."""
+    try:
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            return True
+        return holder(path) is not None  # some drives number a file anew
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def is_open_in(path: Path, pid: int) -> bool:
+    """Whether the process that has this number here has a lock's file open.
+
+    A holder in another container, or on another machine, wrote a number that is somebody else's
+    here. True also where the system does not say which files a process has open.
+    """
+    try:
+        lock, files = path.stat(), list((PROC / str(pid) / "fd").iterdir())
+    except PermissionError:  # another user's
+        return True
+    except FileNotFoundError:
+        return not (PROC / "self").exists()
+    return any(_is_same(lock, file) for file in files)
+
+
+def _is_same(one: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(one, path.stat())
+    except OSError:  # closed meanwhile, or of a drive that is gone
+        return False
 
 
 def _read_holder(path: Path) -> str | None:
