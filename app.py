@@ -13,13 +13,16 @@ import sys
 import threading
 from pathlib import Path
 
-from selfreward_lite.app.escape import check_auth
-from selfreward_lite.app.library import RunLibrary
-from selfreward_lite.app.openai_api import check_key
-from selfreward_lite.system.arguments import refuse_empty
-from selfreward_lite.system.errors import SelfRewardError, UserError
-from selfreward_lite.system.proxies import without_proxies
-from selfreward_lite.system.surroundings import check_surroundings
+from selfreward_lite.__main__ import explain_imports
+
+with explain_imports():
+    from selfreward_lite.app.escape import check_auth
+    from selfreward_lite.app.library import RunLibrary
+    from selfreward_lite.app.openai_api import check_key
+    from selfreward_lite.system.arguments import refuse_empty
+    from selfreward_lite.system.errors import SelfRewardError, UserError
+    from selfreward_lite.system.proxies import without_proxies
+    from selfreward_lite.system.surroundings import check_surroundings
 
 
 def main() -> None:
@@ -44,10 +47,12 @@ def main() -> None:
         library = RunLibrary(given.runs_dir.absolute())
         # Importing gradio takes as long as loading the model, so both happen at once.
         threading.Thread(target=library.load_tiny_model, daemon=True).start()
-        with without_proxies():  # gradio looks at them when it is imported
+        with explain_imports(), without_proxies():  # gradio looks at them when it is imported
             from selfreward_lite.app.page import serve
 
         serve(library, given.port, given.listen, auth, key)
+    except KeyboardInterrupt:  # before the page was there; it ends in order by itself
+        sys.exit(130)
     except SelfRewardError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def main() -> None:
@@ -11,22 +13,38 @@ def main() -> None:
             "selfreward_lite runs on Linux and macOS. On Windows use WSL: "
             "`wsl --install`, then the same commands in its Linux"
         )
+    if not os.path.isdir(os.path.dirname(os.path.abspath(__file__))):
+        _refuse("selfreward_lite does not run from an archive: unpack it, or install it with pip")
     for name in ("COLUMNS", "LINES"):
         # Some programs set 0 for "not known"; rich would print nothing at all, also no error.
         if not os.environ.get(name, "0").strip("0"):
             os.environ.pop(name, None)
-    try:
+    with explain_imports():
         from selfreward_lite.cli.main import main as run_command_line
+    run_command_line()
+
+
+@contextmanager
+def explain_imports() -> Iterator[None]:
+    """Say in one line which package of others is missing or broken, and end."""
+    try:
+        yield
     except KeyboardInterrupt:  # nothing has started that could be interrupted
         sys.exit(130)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("selfreward_lite"):
+    except ImportError as error:
+        name = error.name or "a package"
+        if name.startswith("selfreward_lite"):
             raise
+        again = "or install selfreward_lite again with pip"
+        if isinstance(error, ModuleNotFoundError):
+            _refuse(
+                f"the package {name} is missing: run `pip install -r requirements.txt` "
+                f"(with a GPU: requirements-gpu.txt), {again}"
+            )
         _refuse(
-            f"the package {error.name} is missing: run `pip install -r requirements.txt` "
-            "(with a GPU: requirements-gpu.txt), or install selfreward_lite again with pip"
+            f"{name} cannot be imported ({' '.join(str(error).split())}): where LD_LIBRARY_PATH is "
+            f"set, as by conda, unset it; else `pip install -r requirements.txt`, {again}"
         )
-    run_command_line()
 
 
 def _refuse(reason: str) -> None:

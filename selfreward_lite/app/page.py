@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+import httpx
 from starlette.middleware import Middleware
 
 from selfreward_lite.app import api
@@ -183,4 +184,12 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
             state_session_capacity=VISITS,
         )
     except OSError as error:
-        raise UserError(f"the page could not be opened ({error}); choose another --port") from None
+        # Gradio's own error, that all ports are taken, has no number, and advice for programmers.
+        where = "from 7860 on" if port is None else f"{port}"
+        why = str(error) if error.errno else f"in use: {where}"
+        raise UserError(f"the page could not be opened ({why}); choose another --port") from None
+    except httpx.TransportError as error:
+        raise UserError(
+            f"the page does not reach itself at 127.0.0.1 ({error}): this machine, or its "
+            "container, needs a network device for itself (`ip link set lo up`)"
+        ) from None

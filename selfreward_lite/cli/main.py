@@ -5,7 +5,6 @@ Progress goes to stderr; the last line of stdout is one JSON document. Exit code
 130 interrupted and resumable.
 """
 
-import errno
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Annotated, Literal
 from typer import Argument, Option, Typer
 
 from selfreward_lite import config
-from selfreward_lite.cli import bench, evaluate, export, judge, plan
+from selfreward_lite.cli import advice, bench, evaluate, export, judge, plan
 from selfreward_lite.cli.options import (
     RUNS,
     Commands,
@@ -49,9 +48,13 @@ from selfreward_lite.report import early_warnings, passport, summary, tasks
 from selfreward_lite.run.backup import Backup, check_place, has_copy, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
-from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError, as_line
+from selfreward_lite.system.errors import GateStop, SelfRewardError, UserError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.surroundings import check_surroundings, expand_user
+from selfreward_lite.system.surroundings import (
+    check_surroundings,
+    expand_user,
+    leave_terminal,
+)
 
 app = Typer(
     cls=Commands,
@@ -68,28 +71,6 @@ app.command("plan")(plan.show)
 INTERRUPTED = 130
 _received: list[int] = []  # signals that ended this command
 SHOWN = 300  # characters of an example
-# What to do about an error of the file system; others are bugs and keep their traceback.
-FREE = "free space and give the same command again"
-UNLOCK = "let this user read and write it, and give the same command again"
-CHECK = "check the disk, or go on with a copy on another one, and give the same command again"
-MOVE = "move what is in the way, or give another --name or --runs-dir"
-RAISE = "let a process open more (`ulimit -n 1024`), and give the same command again"
-ADVICE = {
-    "ENOSPC": FREE,
-    "EDQUOT": FREE,
-    "EFBIG": FREE,
-    "EIO": CHECK,
-    "EROFS": UNLOCK,
-    "EACCES": UNLOCK,
-    "EPERM": UNLOCK,
-    "EEXIST": MOVE,
-    "ENOTDIR": MOVE,
-    "EISDIR": MOVE,
-    "ENAMETOOLONG": MOVE,
-    "ELOOP": MOVE,
-    "EMFILE": RAISE,
-    "ENFILE": RAISE,
-}
 
 
 @app.command()
@@ -245,8 +226,8 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
         shown = [(one.about, one.words) for one in tasks.load_reports(store)]
         shown += [(one.about, one.words) for one in passport.load_reports(store)]
     print_table(*early_warnings.build_sign_table(readings), "early warnings")
-    for advice in early_warnings.list_advice(readings):
-        say(advice)
+    for line in early_warnings.list_advice(readings):
+        say(line)
     for about, words in shown:
         say(about)
         for line in words:
@@ -442,8 +423,7 @@ def llama(
 
 def main() -> None:
     """Run the command line and end the process with the documented exit code."""
-    for reason in (signal.SIGTERM, signal.SIGALRM):  # the second is the end of --hours
-        signal.signal(reason, _interrupt)
+    _catch_signals()
     try:
         check_surroundings()
         app()
@@ -451,17 +431,13 @@ def main() -> None:
         say(str(error), style="yellow" if isinstance(error, GateStop) else "red")
         sys.exit(error.exit_code)
     except MemoryError:
-        say(
-            "The memory that this command may have is used up. What was committed is kept: free "
-            "memory, or raise its limit (`ulimit -v`), and give the same command again."
-        )
+        say(advice.MEMORY)
         sys.exit(UserError.exit_code)
-    except OSError as error:
-        advice = _advise(error)
-        if advice is None:
+    except (OSError, RuntimeError) as error:
+        line = advice.explain(error)
+        if line is None:
             raise
-        place = as_line(f"{error.filename or 'the disk or the output'}")
-        say(f"{place}: {error.strerror}. What was committed is kept: {advice}.")
+        say(line)
         sys.exit(UserError.exit_code)
     except SystemExit as end:  # typer has printed its error, or turned an interrupt into this
         if end.code == INTERRUPTED:
@@ -470,13 +446,22 @@ def main() -> None:
         raise
 
 
-def _advise(error: OSError) -> str | None:
-    """What to do about an error of the file system; None if it is a bug."""
-    if isinstance(error, FileNotFoundError) and error.filename is None:  # of `tempfile` alone
-        return "set TMPDIR to a folder that can be written, and give the same command again"
-    return ADVICE.get(errno.errorcode.get(error.errno or 0, ""))
+def _catch_signals() -> None:
+    """Let what asks a command to end interrupt it, also where the starter held that back.
+
+    A closed terminal (SIGHUP) does so too, unless `nohup` has the command ignore it. SIGALRM is the
+    end of --hours.
+    """
+    reasons = {signal.SIGTERM, signal.SIGALRM}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        reasons.add(signal.SIGHUP)
+    for reason in reasons:
+        signal.signal(reason, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*reasons, signal.SIGINT})
 
 
 def _interrupt(number: int, _: object) -> None:
     _received.append(number)
+    if number == signal.SIGHUP:
+        leave_terminal()
     raise KeyboardInterrupt

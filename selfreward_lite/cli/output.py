@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from selfreward_lite.data.database import is_database
 from selfreward_lite.run import ask
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.gpu import gpu_lock, list_gpus
@@ -65,9 +66,12 @@ def emit(document: object) -> None:
 def write_file(path: Path, text: str) -> None:
     """Write a text file, and make its folder if needed. Raises UserError where that fails.
 
-    A file name in the text need not be UTF-8; such a letter is written as it is escaped.
+    A file name in the text need not be UTF-8; such a letter is written as it is escaped. A run's
+    records are not overwritten.
     """
     try:
+        if path.is_file() and is_database(path):
+            raise UserError(f"{path} holds the records of a run; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

@@ -14,6 +14,7 @@ from selfreward_lite.system.errors import UserError, refuse_reading
 
 FILE = "run.sqlite"
 SCHEMA_VERSION = 1
+_BEGINNING = b"SQLite format 3\0"
 _CANNOT_WRITE = (
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
@@ -63,8 +64,8 @@ class Database(sqlite3.Connection):
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code == sqlite3.SQLITE_CANTOPEN and _lacks_index(self.folder):
                 raise UserError(
-                    f"{self.folder}: its last records are in {FILE}-wal, which SQLite can read only "
-                    "in a folder that can be written; copy the whole folder to such a place"
+                    f"{self.folder}: its last records are in {FILE}-wal, which can be read only in "
+                    "a folder that can be written; copy the whole folder to such a place"
                 ) from None
             if code in _CANNOT_WRITE:
                 free = shutil.disk_usage(self.folder).free / 1e6 if self.folder.exists() else 0.0
@@ -134,6 +135,12 @@ def _exists(path: Path) -> bool:
     except PermissionError:  # of its folder
         pass
     raise refuse_reading(path)
+
+
+def is_database(path: Path) -> bool:
+    """Whether a file is one of SQLite's."""
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def table_name(kind: type) -> str:
@@ -207,8 +214,8 @@ def _refuse_orphans(folder: Path) -> None:
     models = sorted(one.name for one in folder.glob("M[0-9]*"))
     if models:
         raise UserError(
-            f"{folder} holds {', '.join(models)} and no records: {FILE} is missing or empty. Put it "
-            "back from a copy; or move the folder away, and give the same command again, with "
+            f"{folder} holds {', '.join(models)} and no records: {FILE} is missing or empty. Put "
+            "it back from a copy; or move the folder away, and give the same command again, with "
             "--restore-from where there is a mirror"
         )
 
@@ -222,10 +229,9 @@ def _check_version(database: Database) -> None:
     version = _read_version(database)
     if version == 0:
         raise UserError(
-            f"{database.folder} is only just being made; try again in a moment. If nobody makes it, "
-            f"its {FILE} was emptied, or copied without {FILE}-wal: "
-            f"`python -m selfreward_lite run --name {database.folder.name}` starts it, or says what "
-            "is missing"
+            f"{database.folder} is only just being made; try again in a moment. If nobody makes "
+            f"it, its {FILE} was emptied, or copied without {FILE}-wal: `python -m "
+            f"selfreward_lite run --name {database.folder.name}` starts it, or says what is missing"
         )
     if version != SCHEMA_VERSION:
         raise UserError(

@@ -448,8 +448,8 @@ def hub_errors(repository: Repository) -> Iterator[None]:
     from huggingface_hub import errors
 
     offline = f"{repository} was not downloaded before, and the hub cannot be reached"
-    if fault := proxies.find_proxy_fault():
-        raise UserError(f"{offline}: {fault}; {proxies.ADVICE}")
+    if fault := proxies.find_request_fault():
+        raise UserError(f"{offline}: {fault}")
     try:
         yield
     except errors.GatedRepoError:

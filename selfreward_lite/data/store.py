@@ -167,8 +167,8 @@ class Store:
             return parse(complete(stored))
         except ConfigError as error:
             raise UserError(
-                f"{self.folder.name} was made by another version of selfreward_lite, whose settings "
-                f"this one ({__version__}) does not know: use that version, or a new --name ({error})"
+                f"{self.folder.name} was made by another version of selfreward_lite: use that, or "
+                f"a new --name. This version ({__version__}) does not know its settings ({error})"
             ) from None
 
     @property

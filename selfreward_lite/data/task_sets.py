@@ -303,8 +303,8 @@ def _explain_errors(found: TestSet, file: SetFile) -> Iterator[None]:
         raise UserError(
             f"{found.title} is not on this machine, and HF_HUB_OFFLINE=1: unset it, {otherwise}"
         )
-    if fault := proxies.find_proxy_fault():
-        raise UserError(f"{file.url} cannot be downloaded: {fault}; {proxies.ADVICE}, {otherwise}")
+    if fault := proxies.find_request_fault():
+        raise UserError(f"{file.url} cannot be downloaded: {fault}, {otherwise}")
     try:
         yield
     except httpx.HTTPError as error:

@@ -171,8 +171,8 @@ def push(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{repository} cannot be a repository; give owner/name") from None
     if repository.count("/") != 1:
         raise UserError(f"{repository}: say who owns it, as owner/name")
-    if fault := proxies.find_proxy_fault():
-        raise UserError(f"{repository}: {fault}; {proxies.ADVICE}")
+    if fault := proxies.find_request_fault():
+        raise UserError(f"{repository}: {fault}")
     try:
         api = HfApi()
         api.create_repo(repository, repo_type=kind, private=private, exist_ok=True)

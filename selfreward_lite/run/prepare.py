@@ -94,6 +94,7 @@ def load_or_create_settings(
         check_base(settings)
         _store_facts(store, settings)
     else:
+        store.settings()  # refuses those of another version, in its own words
         stored = config.complete(stored)
         if preset not in (None, stored["preset"]):
             raise ConfigError(

@@ -29,7 +29,10 @@ def thread_limit(groups: Path = GROUPS, membership: Path = MEMBERSHIP) -> dict[s
 
 
 def _count_mask() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # no Linux, or a sandbox that forbids to ask
+        return os.cpu_count() or 1
 
 
 def _find_quota(groups: Path, membership: Path) -> float:

@@ -47,7 +47,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
     """
     wanted, gpus = read_pins(), tuple(list_gpus())
     holder = lock_holder() if gpus and not holds_gpu else None
-    proxy = proxies.find_proxy_fault()
+    fault = proxies.find_request_fault()
     asked = {} if holder else _ask_probes(gpus, with_unsloth=with_unsloth)
     return Machine(
         python=sys.version_info[:3],
@@ -59,7 +59,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
         torch=asked.get("torch"),
         llama=asked.get("llama"),
         free=free_bytes(folder),
-        hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else not proxy and _is_reachable(HUB),
+        hub=None if os.environ.get("HF_HUB_OFFLINE") == "1" else not fault and _is_reachable(HUB),
         unsloth=installed_version("unsloth"),
         token=bool(os.environ.get("HF_TOKEN")),
         place=probes.find_place(),
@@ -74,7 +74,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
         triton=asked.get("triton"),
         four_bit=asked.get("four_bit"),
         unsloth_import=asked.get("unsloth"),
-        proxy_fault=proxy,
+        request_fault=fault,
     )
 
 
@@ -261,9 +261,9 @@ def _disk(machine: Machine) -> Finding:
 
 
 def _hub(machine: Machine) -> Finding:
-    if machine.proxy_fault:
-        text = f"{machine.proxy_fault}: models and data must be on this machine"
-        return Finding("model hub", "note", text, proxies.ADVICE)
+    if fault := machine.request_fault:
+        text = f"{fault.words}: models and data must be on this machine"
+        return Finding("model hub", "note", text, fault.fix)
     if not machine.hub:
         off = "switched off (HF_HUB_OFFLINE=1)"
         why = off if machine.hub is None else f"{HUB} cannot be reached"

@@ -5,6 +5,7 @@ from typing import Literal
 
 from selfreward_lite.system.files import Json
 from selfreward_lite.system.gpu import Gpu, GpuUser
+from selfreward_lite.system.proxies import Fault
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Machine:
     triton: Json | None = None
     four_bit: Json | None = None
     unsloth_import: Json | None = None
-    proxy_fault: str | None = None
+    request_fault: Fault | None = None
 
 
 @dataclass(frozen=True)

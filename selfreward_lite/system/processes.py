@@ -16,6 +16,13 @@ from typing import Any, Literal
 from selfreward_lite.system import cores, cuda
 
 Message = dict[str, Any]
+# Launchers of several processes (torchrun, accelerate, MPI) leave these to what they start. A
+# training would wait for the others, or be done with settings that its run does not name.
+LAUNCHERS = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "NODE_RANK", "PMI_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+)
+LAUNCHED = ("ACCELERATE_", "TORCHELASTIC_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "FSDP_")
 DEATH = "death"  # the one key of the last message of a JsonProcess
 TAIL_BYTES = 16_000  # of a log, in which the last lines are looked for
 CLOSE_SECONDS = 5.0
@@ -47,9 +54,15 @@ def child_environment(
     """This process's environment, for a child in any folder that imports this package.
 
     `defaults` apply where the user has not set the variable. The child keeps to a quota of CPU
-    time, and finds the CUDA libraries that llama.cpp needs, also with no layer on a GPU.
+    time, takes itself for one of no group of processes, and finds the CUDA libraries that
+    llama.cpp needs, also with no layer on a GPU.
     """
-    found = {**cores.thread_limit(), **defaults, **os.environ}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHERS and not name.startswith(LAUNCHED)
+    }
+    found = {**cores.thread_limit(), **defaults, **own}
     found |= cuda.library_path(found.get("LD_LIBRARY_PATH"))
     if gpus != "all":
         found |= one_gpu()
@@ -87,7 +100,8 @@ def describe_exit(code: int, subject: str = "it") -> str:
     """
     if code >= 0:
         return f"{subject} ended with exit code {code}"
-    name = signal.Signals(-code).name
+    known = {one.value: one.name for one in signal.Signals}  # not all real-time signals
+    name = known.get(-code, f"signal {-code}")
     hint = ", which is how a system short of memory ends processes" if name == "SIGKILL" else ""
     return f"{subject} was ended by {name}{hint}"
 

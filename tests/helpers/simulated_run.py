@@ -17,6 +17,7 @@ from run_contents import read_files
 from simulated_disk import LOST, POWER, Dead, Disk, Saved
 from simulated_tools import Clock, Tools
 
+from selfreward_lite.cli import advice
 from selfreward_lite.cli import main as cli
 from selfreward_lite.data.store import Store
 from selfreward_lite.run import loop, prepare
@@ -194,7 +195,7 @@ class Simulation:
         except SelfRewardError as error:
             outcome = f"{error}"
         except OSError as error:
-            if errno.errorcode.get(error.errno or 0, "") not in cli.ADVICE:
+            if errno.errorcode.get(error.errno or 0, "") not in advice.ADVICE:
                 raise Failure(f"a traceback for the user:\n{traceback.format_exc()}") from None
             outcome = f"{error.filename}: {error.strerror}"
         except Failure:

@@ -163,9 +163,9 @@ def no_proxies(monkeypatch):
     ],
 )
 def test_proxy_that_cannot_be_used_is_one_line(no_proxies, monkeypatch, name, value):
-    assert proxies.find_proxy_fault() is None
+    assert proxies.find_request_fault() is None
     monkeypatch.setenv(name, value)
-    fault = proxies.find_proxy_fault()
+    fault = proxies.find_request_fault()
     assert fault is not None
     with (
         pytest.raises(UserError, match=r"the hub cannot be reached: the proxy .*HTTPS_PROXY") as e,
@@ -180,14 +180,14 @@ def test_proxy_that_cannot_be_used_is_one_line(no_proxies, monkeypatch, name, va
         task_sets._explain_errors(found, file),
     ):
         pytest.fail("it was asked all the same")
-    finding = said(machine(proxy_fault=fault))["model hub"]
+    finding = said(machine(request_fault=fault))["model hub"]
     assert (finding.state, finding.fix) == ("note", proxies.ADVICE)
     assert finding.words.startswith("the proxy in the environment cannot be used (")
 
 
 def test_password_of_a_proxy_is_not_shown(no_proxies, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "ftp://me:hunter2@127.0.0.1:9")
-    assert "hunter2" not in str(proxies.find_proxy_fault())
+    assert "hunter2" not in str(proxies.find_request_fault())
 
 
 def test_proxies_are_put_back(no_proxies, monkeypatch):
