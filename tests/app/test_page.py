@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+import httpx
 import pytest
 from app_parts import make_header
 from hostile_text import HOSTILE, find_tags
@@ -402,6 +403,23 @@ def test_page_is_served_locally_and_hands_out_no_files(monkeypatch, tmp_path):
     )
     (guard,) = told["app_kwargs"]["middleware"]
     assert guard.kwargs == {"names": None}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError("all taken; set server_port"), "in use: 7999.; choose another --port"),
+        (OSError(13, "Permission denied"), "Permission denied.; choose another --port"),
+        (httpx.ConnectError("no network"), "does not reach itself .*no network.* lo up"),
+    ],
+)
+def test_page_that_cannot_be_opened_is_one_line(monkeypatch, error, says):
+    def launch(self, **settings):
+        raise error
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    with pytest.raises(UserError, match=says):
+        page._launch(gr.Blocks(), 7999, False, None)
 
 
 def test_page_can_be_built_without_a_run(tmp_path):

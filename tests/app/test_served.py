@@ -31,6 +31,8 @@ def served(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy"):
                 patch.setenv(name, "socks5://127.0.0.1:9")
+            patch.setenv("GRADIO_ALLOWED_PATHS", "/etc")
+            patch.setenv("SSL_CERT_FILE", "/nowhere")
             runs = tmp_path_factory.mktemp("served") / "runs"
             client, process, _ = stack.enter_context(app_bench.running(runs))
         yield client, process

@@ -117,7 +117,7 @@ def test_a_second_writer_is_refused(runs):
     assert "is writing this run" in ended.stderr
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupting_ends_the_run_resumably(tmp_path, stop):
     with subprocess.Popen(
         [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)],

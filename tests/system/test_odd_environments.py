@@ -348,10 +348,11 @@ def test_process_of_another_container_is_not_ended(tmp_path, monkeypatch):
             jobs.stop_run(tmp_path)
         one_line(e)
         assert not ended
-        os.close(handle)
-        locks.take(tmp_path / "run.lock", f"{os.getpid()}")
+        locks.release(handle)
+        handle = locks.take(tmp_path / "run.lock", f"{os.getpid()}")
         assert jobs.stop_run(tmp_path)
         assert ended == [(os.getpid(), signal.SIGTERM)]
+        locks.release(handle)
     finally:
         stranger.kill()
         stranger.wait()

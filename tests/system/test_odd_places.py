@@ -330,6 +330,20 @@ def test_another_user_reads_what_a_killed_writer_left(shared):
     assert as_stranger(lambda: read_fact(copy)) == "7"
 
 
+def test_log_without_its_index_is_one_line_where_nothing_can_be_written(shared):
+    """As on a read-only drive: SQLite cannot make the index that it needs to read the log."""
+    folder, copy = shared / "mine", shared / "copy"
+    with Store.write(folder) as store:
+        store.state("count", 7)
+        shutil.copytree(folder, copy)
+    (copy / "run.sqlite-shm").unlink()
+    copy.chmod(0o555)
+    said = as_stranger(lambda: read_fact(copy))
+    assert said.startswith(f"{copy}: its last records are in run.sqlite-wal, which")
+    copy.chmod(0o755)
+    assert read_fact(copy) == 7
+
+
 @pytest.mark.parametrize("private", ["run.sqlite", ".", "run.lock"])
 def test_private_run_of_another_user_is_one_line(shared, private):
     folder = shared / "mine"
