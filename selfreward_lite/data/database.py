@@ -84,13 +84,16 @@ class Database(sqlite3.Connection):
 
 def open_for_writing(folder: Path) -> Database:
     """Open the file of a run, with all its tables."""
+    path = folder / FILE
+    if not path.exists() or not path.stat().st_size:
+        _refuse_orphans(folder)  # before SQLite makes files that would not fit one put back here
     # SQLite takes a relative path that begins with "file:" for an address.
-    database = _connect(str((folder / FILE).absolute()), folder)
+    database = _connect(str(path.absolute()), folder)
     database.execute("PRAGMA journal_mode=WAL")
     # A power cut may lose commits since the last checkpoint, which every end of a stage makes.
     database.execute("PRAGMA synchronous=NORMAL")
     if _read_version(database) == 0:
-        _refuse_orphans(folder)
+        _refuse_orphans(folder)  # its log was lost
         tables = _FIXED_TABLES + "".join(
             statement for kind in KINDS for statement in _define_record_table(kind)
         )

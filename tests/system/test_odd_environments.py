@@ -309,6 +309,7 @@ def test_models_without_records_are_not_written_over(tmp_path, spoil):
     with pytest.raises(UserError, match="mine holds M0 and no records: .* from a copy") as e:
         Store.write(folder)
     one_line(e)
+    assert not (folder / "run.sqlite-wal").exists(), "it would not fit a file that is put back"
     with pytest.raises(UserError, match=r"emptied, or copied without|no run in"):
         Store.read(folder)
 
