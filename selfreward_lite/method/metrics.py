@@ -411,7 +411,8 @@ class VoteTally:
     """How one model fared against another in people's votes.
 
     `win_rate` counts a tie as half; `open` counts votes given with the names shown. `agreement` is
-    the share of votes for one side in which `judge`, where it decided too, decided the same.
+    the share of votes for one side in which `judge`, where it decided too, decided the same;
+    `longer` that in which the longer answer was preferred, of the same votes.
     """
 
     won: int
@@ -420,6 +421,7 @@ class VoteTally:
     win_rate: Share
     open: int
     agreement: Share
+    longer: Share
 
 
 def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> VoteTally:
@@ -429,10 +431,16 @@ def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Vo
         0.5 if vote.choice == "tie" else float((vote.choice == "a") == (vote.model_a == model))
         for vote in met
     ]
-    agreed = [
-        vote.verdict == vote.choice
+    decided = [
+        vote
         for vote in met
         if vote.judge == judge and vote.choice != "tie" and vote.verdict in ("a", "b")
+    ]
+    agreed = [vote.verdict == vote.choice for vote in decided]
+    lengths = [(len(vote.text_a), len(vote.text_b)) for vote in decided]
+    by_length = [
+        compare_scores(*(pair if vote.choice == "a" else pair[::-1]))
+        for vote, pair in zip(decided, lengths, strict=True)
     ]
     won, tied, lost = (points.count(value) for value in (1.0, 0.5, 0.0))
     return VoteTally(
@@ -442,4 +450,5 @@ def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Vo
         Share.of(sum(points), len(points)),
         sum(not vote.blind for vote in met),
         Share.of(sum(agreed), len(agreed)),
+        Share.of(sum(by_length), len(by_length)),
     )
