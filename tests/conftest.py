@@ -56,7 +56,7 @@ def scripted_runs(tmp_path_factory) -> Path:
     import scripted_run
 
     folder = tmp_path_factory.mktemp("runs")
-    scripted_run.run(folder / "mine", **{"prompts.count": "30"})
+    scripted_run.copy(folder / "mine", **{"prompts.count": "30"})
     return folder
 
 

@@ -8,6 +8,7 @@ is read is in `statements.py`.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from selfreward_lite.method import statements
@@ -186,6 +187,7 @@ def parse_prompts(text: str, *, cut: bool) -> list[str]:
     return [task for task in tasks if task]
 
 
+@lru_cache(maxsize=4096)  # the same response stands in many rankings
 def find_appeal_to_judge(text: str) -> str | None:
     """Return how a response, outside code, appeals to its judge; None if it does not.
 

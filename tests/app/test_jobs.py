@@ -159,7 +159,7 @@ def test_every_setting_that_names_a_file_is_known_as_one():
 
 
 def test_a_view_says_how_far_a_run_is(tmp_path):
-    scripted_run.run(tmp_path / "mine", iterations="1", **{"judge.close": "drop"})
+    scripted_run.copy(tmp_path / "mine", iterations="1", **{"judge.close": "drop"})
     view = status.read_status(tmp_path / "mine")
     assert (view.state, view.newest, view.iterations, view.preset, view.now) == (
         "finished",
@@ -176,7 +176,7 @@ def test_a_view_says_how_far_a_run_is(tmp_path):
 
 
 def test_a_training_under_way_is_told_by_its_steps(tmp_path):
-    scripted_run.run(tmp_path / "mine", iterations="0")
+    scripted_run.copy(tmp_path / "mine", iterations="0")
     with Store.write(tmp_path / "mine") as store:
         store.begin_stage(1, "training", 1)
         assert status.read_status(tmp_path / "mine").now == StageRow(
@@ -190,7 +190,7 @@ def test_a_training_under_way_is_told_by_its_steps(tmp_path):
 
 
 def test_a_refused_model_is_told_with_its_reasons(tmp_path):
-    scripted_run.run(tmp_path / "mine", iterations="0")
+    scripted_run.copy(tmp_path / "mine", iterations="0")
     with Store.write(tmp_path / "mine") as store:
         store.state("settings", {**store.fact("settings"), "iterations": 1})
         store.record_gate(1, "canary", False, "2 hostile responses would be chosen")

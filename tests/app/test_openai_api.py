@@ -50,7 +50,7 @@ def library(tmp_path_factory) -> Iterator[RunLibrary]:
     found = RunLibrary(runs)
     base = found.models(openai_api.TINY).base
     for name in ("mine", "bare"):
-        scripted_run.run(runs / name, iterations="1")
+        scripted_run.copy(runs / name, iterations="1")
     shutil.copyfile(base, runs / "mine" / "base" / "base.gguf")
     write_manifest(runs / "mine" / "base", {})
     shutil.rmtree(runs / "bare" / "base")
@@ -342,6 +342,7 @@ FIELDS = ["model", "messages", "seed", "stop", "stream", "top_k", "stream_option
 
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6), st.booleans())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@pytest.mark.slow
 def test_whatever_is_sent_is_read_or_refused(fields, whole):
     body = json.dumps({**ASK, **fields} if whole else fields).encode()
     try:

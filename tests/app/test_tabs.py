@@ -403,7 +403,7 @@ def test_starting_a_run_chooses_it(library, tab, monkeypatch):
 def test_a_refused_model_can_be_accepted_from_the_page(tmp_path):
     from selfreward_lite.system.files import write_manifest
 
-    scripted_run.run(tmp_path / "mine", iterations="1")
+    scripted_run.copy(tmp_path / "mine", iterations="1")
     with Store.write(tmp_path / "mine") as store:
         store._db.execute("DELETE FROM promoted WHERE iteration = 1")
         store.record_gate(1, "length", False, "1.9 times as long")
@@ -432,7 +432,7 @@ def test_resume_asks_for_the_rest_or_one_more_iteration(library, monkeypatch):
 @pytest.mark.parametrize("run", ["../outside", "/etc", "..", ".tiny", "a/b", ""])
 def test_a_name_outside_the_folder_is_no_run(tmp_path, run):
     library = RunLibrary(tmp_path / "runs")
-    scripted_run.run(tmp_path / "outside", iterations="0")
+    scripted_run.copy(tmp_path / "outside", iterations="0")
     for act in (
         lambda: library.folder(run),
         lambda: library.models(run),

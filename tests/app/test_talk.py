@@ -33,7 +33,7 @@ def library(tmp_path_factory) -> Iterator[RunLibrary]:
     found = RunLibrary(runs)
     assert found.runs() == []
     base = found.models(TINY).base
-    scripted_run.run(runs / "mine", iterations="1")
+    scripted_run.copy(runs / "mine", iterations="1")
     shutil.copyfile(base, runs / "mine" / "base" / "base.gguf")
     write_manifest(runs / "mine" / "base", {})
     write_adapter(TINY_MODEL, runs / "random")

@@ -149,7 +149,7 @@ def test_a_response_of_several_judges_shows_the_mean_of_each(library):
 def test_every_tab_says_what_cannot_be_read(tmp_path):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.sqlite").write_bytes(b"no database <b>" * 99)
-    scripted_run.run(tmp_path / "pruned", iterations="0")
+    scripted_run.copy(tmp_path / "pruned", iterations="0")
     shutil.rmtree(tmp_path / "pruned" / "base")
     library = RunLibrary(tmp_path)
     for run, says in (

@@ -12,6 +12,7 @@ from repository import ROOT, generated_block
 from scipy import stats
 from scripted_run import SMALL
 from scripted_runtime import scripted_runtime
+from simulator import sped_up
 from typer.testing import CliRunner
 
 from selfreward_lite import config
@@ -51,7 +52,7 @@ FEW = (
 
 def run_few(folder, open_runtime, said: list[str]) -> list[ModelRow]:
     settings = {**SMALL, "prompts.count": "5"}
-    with pytest.MonkeyPatch.context() as patch:
+    with sped_up(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(seeds, "open_runtime", open_runtime)
         return paper_table.run_table(folder, SEEDS, lambda at: None, said.append, FEW, settings)
 

@@ -50,6 +50,7 @@ def values(trial: Trial) -> list[dict[str, float]]:
     return [dict(one.values) for one in trial.rows]
 
 
+@pytest.mark.slow
 def test_every_seed_runs_once_and_a_finished_bench_asks_nothing(tmp_path, chat):
     said: list[str] = []
     first = run_tiny(tmp_path, [7, 8], opener(chat), said)
@@ -174,6 +175,7 @@ def test_no_claim_holds_with_a_seed_that_stopped():
     assert list(averages([early, good[1]])) == [-1, 0, 1, 2], "as far as the longest"
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_ends_its_seed_and_not_the_bench(tmp_path, chat):
     def dies(job, folder, report):
         if job.method == "dpo" and job.seed == 7:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from selfreward_lite import config
@@ -12,6 +13,7 @@ from selfreward_lite.models.checks import check_folder
 from selfreward_lite.system.errors import UserError
 
 
+@pytest.mark.slow
 def test_the_base_is_written_as_a_folder_for_servers(tmp_path):
     with Store.write(tmp_path / "mine") as store:
         store.state("settings", config.load("tiny").model_dump(mode="json"))

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import call
 from scripted_run import SMALL, run
 from scripted_runtime import scripted_runtime
 
@@ -72,7 +73,7 @@ def runs(tmp_path_factory) -> Path:
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path, arguments, says):
-    ended = cli(*arguments, "--runs-dir", str(tmp_path))
+    ended = call(*arguments, "--runs-dir", str(tmp_path))
     assert ended.returncode == 2, ended.stderr
     assert says in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr

@@ -133,6 +133,7 @@ def exported(runs: Path, out: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_command_writes_them_or_says_how_to_get_some(tmp_path):
     Store.write(tmp_path / "mine").close()
     ended = exported(tmp_path, tmp_path / "out" / "votes.jsonl")
@@ -151,7 +152,7 @@ def test_the_command_writes_them_or_says_how_to_get_some(tmp_path):
 
 
 def test_a_mirror_takes_them_along_and_a_restored_run_has_them(tmp_path):
-    scripted_run.run(tmp_path / "runs" / "mine", iterations="0")
+    scripted_run.copy(tmp_path / "runs" / "mine", iterations="0")
     votes.add_vote(tmp_path / "runs" / "mine", vote())
     with Store.write(tmp_path / "runs" / "mine") as store:
         Backup(store, tmp_path / "drive", print).copy(last=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import scripted_run
+from command_line import call
 from error_text import one_line
 from repository import HELPERS, ROOT
 from run_contents import read_contents, read_records
@@ -41,7 +42,7 @@ SCRIPT = HELPERS / "scripted_run.py"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    scripted_run.run(folder)
+    scripted_run.copy(folder)
     return folder
 
 
@@ -159,7 +160,7 @@ def test_disk_full_from_the_start_is_one_line(tmp_path):
 
 
 def test_damaged_database_or_manifest_is_one_line(tmp_path):
-    scripted_run.run(tmp_path / "run", iterations="0")
+    scripted_run.copy(tmp_path / "run", iterations="0")
     manifest = tmp_path / "run" / "M0" / "manifest.json"
     whole = manifest.read_text()
     for content in ("{", "{}", "[]", '{"files": 7}'):
@@ -174,22 +175,13 @@ def test_damaged_database_or_manifest_is_one_line(tmp_path):
         for path in (tmp_path / "run").glob("run.sqlite-*"):
             path.unlink()
         for command in ("status", "verify", "run"):
-            line = [
-                sys.executable,
-                "-m",
-                "selfreward_lite",
-                command,
-                "--name",
-                "run",
-                "--runs-dir",
-                str(tmp_path),
-            ]
-            ended = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+            ended = call(command, "--name", "run", "--runs-dir", str(tmp_path))
             assert ended.returncode == 2, ended.stderr
             assert "Traceback" not in ended.stderr
             assert "damaged" in ended.stderr
 
 
+@pytest.mark.slow
 def test_file_in_the_way_or_name_too_long_is_one_line(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "base").write_text("in the way")
@@ -298,7 +290,11 @@ def test_second_writer_is_refused_and_readers_are_not(tmp_path):
 LATIN1 = "-caf\udce9 'a' \"b\"\n\U0001f600"  # the bytes of its é are no UTF-8
 
 
-@pytest.mark.parametrize("place", ["ä b", "#1?x=%20", LATIN1], ids=ascii)
+@pytest.mark.parametrize(
+    "place",
+    [LATIN1, *(pytest.param(place, marks=pytest.mark.slow) for place in ("ä b", "#1?x=%20"))],
+    ids=ascii,
+)
 def test_time_zone_locale_and_odd_paths_change_nothing(tmp_path, whole, place):
     folder = tmp_path / place / "run"
     environment = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}

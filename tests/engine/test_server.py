@@ -58,6 +58,7 @@ def test_the_samples_of_a_request_follow_one_another_in_one_slot(world):
         assert [seed for _, seed in asked] == [5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_the_base_is_never_asked_while_an_adapter_is(world):
     """vLLM on a CPU would answer as the adapter; llama-server has a process for each."""
     server = world.server(mixes=True)

@@ -82,6 +82,7 @@ def test_memory_that_never_suffices_ends_with_the_next_step(start: Start):
     assert texts(given) == expected(7)
 
 
+@pytest.mark.slow
 def test_a_context_without_memory_is_tried_with_fewer_cells(start: Start):
     engine = start(limit=3500, at="load")
     assert texts(list(engine.complete(make_requests(5)))) == expected(5)

@@ -3,7 +3,11 @@
 `scripted_run.py FOLDER PAUSE TRAIN_SECONDS` makes it in its own process, which a test can kill.
 """
 
+import atexit
+import shutil
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from scripted_runtime import scripted_runtime
@@ -15,7 +19,7 @@ from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.ask import Watch
 
 SMALL = {
-    "evaluation.canary_judgments": "2",
+    "evaluation.canary_judgments": "1",
     "evaluation.second_look": "3",
     "prompts.count": "8",
     "responses.count": "3",
@@ -45,6 +49,20 @@ def run(
             scripted_runtime(chat, pause=pause, train_seconds=train_seconds),
             watch,
         )
+
+
+def copy(folder: Path, **settings: str) -> None:
+    """Copy a finished run, which is made once for each `settings`, to the new `folder`."""
+    shutil.copytree(_make(tuple(sorted(settings.items()))), folder)
+
+
+@cache
+def _make(settings: tuple[tuple[str, str], ...]) -> Path:
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    made = Path(kept.name) / "mine"
+    run(made, **dict(settings))
+    return made
 
 
 if __name__ == "__main__":

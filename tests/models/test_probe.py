@@ -17,6 +17,7 @@ def test_llama_cpp_decodes_a_prompt_on_the_cpu():
     assert (found["offloaded"], found["difference"]) == (None, None)
 
 
+@pytest.mark.slow
 def test_four_bit_weights_multiply_on_the_cpu():
     found = probes.ask("four_bit", "0")
     assert found.get("error") is None

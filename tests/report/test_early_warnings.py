@@ -13,7 +13,7 @@ from selfreward_lite.report.early_warnings import SIGNS, Reading, early_warnings
 
 @pytest.fixture
 def run(tmp_path):
-    scripted_run.run(tmp_path / "mine", **{"prompts.count": "20"})
+    scripted_run.copy(tmp_path / "mine", **{"prompts.count": "30"})
     with Store.write(tmp_path / "mine") as store:
         yield store
 

@@ -26,7 +26,7 @@ from selfreward_lite.system.errors import UserError
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    scripted_run.run(folder, **{"prompts.count": "40"})
+    scripted_run.copy(folder, **{"prompts.count": "40"})
     with Store.read(folder) as store:
         yield store
 
@@ -264,7 +264,7 @@ def test_the_judge_is_drawn_over_the_level_of_the_longer_answer(run):
 
 
 def test_forced_and_first_scores_are_counted(tmp_path):
-    scripted_run.run(tmp_path / "mine", iterations="1", **{"judge.close": "drop"})
+    scripted_run.copy(tmp_path / "mine", iterations="1", **{"judge.close": "drop"})
     with Store.write(tmp_path / "mine") as store:
         drawn = summary.load_training_judgments(store, 1)
         read = [one.id for one in drawn if one.score is not None]

@@ -20,7 +20,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} &am
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    scripted_run.run(folder, **{"prompts.count": "20"})
+    scripted_run.copy(folder, **{"prompts.count": "30"})
     with Store.write(folder) as store:
         for table in ("prompt", "response", "judgment"):
             store._db.execute(f"UPDATE record_{table} SET text = text || ' ' || ?", (HOSTILE,))
@@ -102,6 +102,7 @@ def test_without_a_run_there_is_no_page(tmp_path):
         html.render_page(store)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_file_it_names(run, tmp_path):
     out = tmp_path / "deep" / "page.html"
     command = [

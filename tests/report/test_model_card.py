@@ -25,7 +25,7 @@ HOSTILE = "<script>alert(1)</script>\n```\n# Not a heading\n---\nlicense: mit\n-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "night"
-    scripted_run.run(folder)
+    scripted_run.copy(folder)
     for number in range(3):
         config = {
             "peft_type": "LORA",
@@ -121,6 +121,7 @@ def test_hostile_text_in_a_card_is_no_markup(of_llama, tmp_path):
     assert ModelCard.load(tmp_path / "out" / "README.md").data.license == "llama3"
 
 
+@pytest.mark.slow
 def test_pairs_are_as_trl_takes_them_every_one_of_them(of_llama, tmp_path):
     from datasets import load_dataset
     from trl.data_utils import is_conversational
@@ -213,7 +214,7 @@ def test_a_trainer_takes_the_pairs_as_they_are(run, tmp_path):
 
 
 def test_a_run_without_pairs_has_none_to_publish(tmp_path):
-    scripted_run.run(tmp_path / "run", iterations="0")
+    scripted_run.copy(tmp_path / "run", iterations="0")
     with pytest.raises(UserError, match="made no pairs yet"):
         pairs(tmp_path / "run", tmp_path / "out")
 

@@ -78,6 +78,7 @@ def test_a_base_is_checked_without_its_weights(there: Hub, tmp_path: Path) -> No
         ("model.norm.weight", np.zeros(3, np.float16), "model.norm.weight has shape (3,), config"),
     ],
 )
+@pytest.mark.slow
 def test_tensors_are_checked_by_their_headers(
     there: Hub, tmp_path: Path, name: str, tensor: np.ndarray | None, words: str
 ) -> None:
@@ -117,6 +118,7 @@ def test_all_that_is_wrong_is_said_of_each_base(there: Hub, tmp_path: Path) -> N
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_weights_in_parts_are_found_by_their_index(there: Hub, tmp_path: Path) -> None:
     (tmp_path / "old").write_bytes(there.files.pop((MODEL, "model.safetensors")))
     tensors, weight_map = load_file(tmp_path / "old"), {}

@@ -186,6 +186,7 @@ def test_hours_can_be_fitted_to_a_run_without_a_judge(whole, tmp_path):
         assert 0 < plan.affordable_prompts(settings, 2, costs, 1e9) == settings.prompts.count
 
 
+@pytest.mark.slow
 def test_constraints_are_added_to_prompts_that_a_model_writes(tmp_path):
     wanted = {"prompts.constraints": "2", "pairs.verify": "veto", "judge.count": "2"}
     scripted_run.run(tmp_path / "run", iterations="1", **wanted)

@@ -31,7 +31,7 @@ from selfreward_lite.system.errors import DataError, UserError
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    scripted_run.run(folder / "mine", **{"prompts.count": "10", "iterations": "1"})
+    scripted_run.copy(folder / "mine", **{"prompts.count": "10", "iterations": "1"})
     return folder
 
 
@@ -82,6 +82,7 @@ def test_nothing_is_asked_twice_and_the_run_stays_unchanged(runs):
         assert (store.count(Comparison), store.count(Judgment), store.stages()) == before
 
 
+@pytest.mark.slow
 def test_a_model_is_compared_with_one_of_another_run(runs):
     """Runs of one seed have the same ids for other answers; only common prompts count."""
     chat = ChatFormat.load(TINY_MODEL)
@@ -136,7 +137,7 @@ def test_the_exact_scorer_needs_no_engine(runs):
 
 
 def test_an_answer_that_never_came_loses(tmp_path):
-    scripted_run.run(tmp_path / "mine", **{"prompts.count": "10", "iterations": "1"})
+    scripted_run.copy(tmp_path / "mine", **{"prompts.count": "10", "iterations": "1"})
     with Store.write(tmp_path / "mine") as store:
         (gone, *_) = store.records(Prompt, origin="held_out")
         store._db.execute(

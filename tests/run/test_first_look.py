@@ -48,6 +48,7 @@ def test_base_that_cannot_judge_ends_the_run_early(tmp_path, chat, judge, reason
         assert not store.is_done(0, "base_eval_judgments")
 
 
+@pytest.mark.slow
 def test_told_to_report_the_run_goes_on(tmp_path, chat):
     wanted = {**LARGER, "gates.mode": "report", "iterations": "0"}
     with pytest.raises(GateStop, match="nothing to train M0 on"):

@@ -305,7 +305,13 @@ def export_to_nan(model_dir, adapter, base, out, *_) -> dict:
     return {"difference": math.nan, "change": math.nan, "agreement": 0.0}
 
 
-@pytest.mark.parametrize("name", BAD_MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "reward hacking" else pytest.mark.slow)
+        for name in BAD_MODELS
+    ],
+)
 def test_a_bad_model_is_refused_and_the_last_good_one_stays(tmp_path, chat, name):
     gate, spoilt = BAD_MODELS[name]
     with pytest.raises(
@@ -349,6 +355,7 @@ def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
         )
 
 
+@pytest.mark.slow
 def test_a_canary_chosen_by_chance_is_rechecked(tmp_path, chat):
     """The judge likes one hostile response six times running, and never again."""
     favour = Counter()
@@ -440,6 +447,7 @@ def test_a_model_that_was_not_measured_cannot_be_accepted(tmp_path, chat, monkey
         assert store.newest() == 0
 
 
+@pytest.mark.slow
 def test_gates_report_holds_for_one_command_only(tmp_path, chat):
     spoilt = BAD_MODELS["length explosion"][1]
     run_world(tmp_path / "run", chat, spoilt, {"gates.mode": "report"})
@@ -467,6 +475,7 @@ def test_a_refused_model_can_be_accepted_by_hand(tmp_path, chat):
     run_world(tmp_path / "run", chat, spoilt)  # the run is finished now
 
 
+@pytest.mark.slow
 def test_a_damaged_candidate_cannot_be_accepted(tmp_path, chat):
     with pytest.raises(GateStop):
         run_world(tmp_path / "run", chat, BAD_MODELS["length explosion"][1])

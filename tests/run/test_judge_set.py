@@ -88,6 +88,7 @@ def test_a_run_stopped_among_the_pairs_resumes_with_the_rest(run, tmp_path):
     assert read_contents(tmp_path / "mine") == read_contents(run)
 
 
+@pytest.mark.slow
 def test_a_set_may_be_named_when_a_run_goes_on(tmp_path):
     start(tmp_path / "mine", iterations="0")
     later = {"gates.judge_set": "pandalm", "gates.judge_set_prompts": "2"}

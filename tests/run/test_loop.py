@@ -330,6 +330,7 @@ def test_other_settings_for_a_started_run_are_refused(tmp_path):
 # -- the same code at the size and with the templates of Llama-3 ----------
 
 
+@pytest.mark.slow
 def test_all_stages_run_with_llama3_templates_at_overnight_sizes(tmp_path, chat):
     """All sizes are the preset's; only the number of prompts is small."""
     ranked = tmp_path / "ranked.jsonl"
@@ -486,6 +487,7 @@ def test_positive_examples_are_the_perfect_responses_only(tmp_path, chat):
     ] == perfect
 
 
+@pytest.mark.slow
 def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
     run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
     with Store.read(tmp_path / "expected") as store:

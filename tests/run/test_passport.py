@@ -42,7 +42,7 @@ def runs(tmp_path_factory, made) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    scripted_run.run(folder / "mine", **{"prompts.count": "10", "iterations": "1"})
+    scripted_run.copy(folder / "mine", **{"prompts.count": "10", "iterations": "1"})
     return folder
 
 

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import scripted_run
+from command_line import call
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
@@ -231,7 +233,7 @@ def test_several_processes_divide_the_time_and_hold_one_more_gradient():
 
 
 def test_a_speed_measured_by_other_processes_is_converted(tmp_path):
-    scripted_run.run(tmp_path / "run", iterations="1")
+    scripted_run.copy(tmp_path / "run", iterations="1")
     with Store.write(tmp_path / "run") as store:
         settings = config.parse(config.complete(store.fact("settings")))
         for model in (0, 1):
@@ -348,11 +350,9 @@ def test_a_stored_prediction_never_changes(tmp_path, monkeypatch):
 # -- the command ----------
 
 
-def planned(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "selfreward_lite", "plan", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "160"}
-    )
+def planned(*arguments: str) -> subprocess.CompletedProcess[str]:
+    with patch.dict(os.environ, COLUMNS="160"):
+        return call("plan", *arguments)
 
 
 def test_the_command_prints_a_plan_without_the_model(tmp_path):

@@ -21,7 +21,7 @@ def prune(folder: Path, *options: str):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    scripted_run.run(tmp_path / "old", iterations="3")
+    scripted_run.copy(tmp_path / "old", iterations="3")
     return tmp_path / "old"
 
 

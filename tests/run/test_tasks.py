@@ -110,6 +110,7 @@ def test_a_run_stopped_among_the_answers_resumes_with_the_rest(runs, tmp_path):
     assert read_contents(tmp_path / "mine") == read_contents(runs / "mine")
 
 
+@pytest.mark.slow
 def test_sets_may_be_added_when_a_run_goes_on(runs, tmp_path):
     start(tmp_path / "later", **{"evaluation.tasks": ""})
     with Store.read(tmp_path / "later") as store:

@@ -107,6 +107,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(job):
         trainer.train(undivided, lambda said: None, BY_TRANSFORMERS)
 
 
+@pytest.mark.slow
 def test_the_first_process_reports_and_each_has_a_gpu_of_its_own(play, capfd):
     shown = ["show", ["CUDA_VISIBLE_DEVICES", "WORLD_SIZE"]]
     begun = dict(os.environ)

@@ -92,7 +92,7 @@ def difference(folder: Path, one: str, other: str) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_the_longest_rows_are_left_out_and_counted(begun, make, device, method):
     seen = device(lambda _, length: length > 60)
     said: list[dict[str, Any]] = []
@@ -118,6 +118,7 @@ def test_not_more_than_half_of_the_rows_are_left_out(begun, make, device):
     assert not (begun / "most").exists()
 
 
+@pytest.mark.slow
 def test_memory_that_another_program_took_costs_no_row(make, device):
     device(lambda number, _: number == 12)  # the trial is the first, a step has eight
     said: list[dict[str, Any]] = []
@@ -126,6 +127,7 @@ def test_memory_that_another_program_took_costs_no_row(make, device):
     assert (result.left_out, result.rows, result.steps) == (0, 24, 3)
 
 
+@pytest.mark.slow
 def test_memory_that_fails_at_one_step_again_and_again(make, device):
     seen = device(lambda number, length: number > 1 and length > 60)
     said: list[dict[str, Any]] = []
@@ -136,6 +138,7 @@ def test_memory_that_fails_at_one_step_again_and_again(make, device):
     assert steps[-3:] == [1, 2, 3], "what was done with the longer rows is done anew"
 
 
+@pytest.mark.slow
 def test_a_training_with_fewer_rows_resumes_with_them(begun, make, device, monkeypatch):
     class Killed(Exception):
         pass
@@ -159,6 +162,7 @@ def test_a_training_with_fewer_rows_resumes_with_them(begun, make, device, monke
     assert difference(begun, "killed", "undisturbed") == 0.0
 
 
+@pytest.mark.slow
 def test_the_trial_holds_what_later_steps_hold(make, monkeypatch):
     """AdamW's moments come with the first step: what passes the trial must not die at the second.
 
@@ -185,7 +189,7 @@ def test_the_trial_holds_what_later_steps_hold(make, monkeypatch):
 # -- NaN ----------
 
 
-@pytest.mark.parametrize("method", ["sft", "dpo"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_a_gradient_that_is_no_number_ends_the_training_at_its_step(
     begun, make, monkeypatch, method
 ):

@@ -104,8 +104,10 @@ def first_gradient(
     return made.train().training_loss, torch.cat(kept)
 
 
-@pytest.mark.parametrize("anchor", [0.0, 1.0, 10.0])
-@pytest.mark.parametrize("count", [9, 32])
+@pytest.mark.parametrize(
+    "anchor", [1.0, *(pytest.param(one, marks=pytest.mark.slow) for one in (0.0, 10.0))]
+)
+@pytest.mark.parametrize("count", [9, pytest.param(32, marks=pytest.mark.slow)])
 def test_a_dpo_step_does_not_depend_on_the_micro_batch(tmp_path, tiny, chat, count, anchor):
     # TRL's mean of means gave 9 rows gradients that differ by 0.1 to 1.4 of their norm.
     rng = random.Random(count)
@@ -125,7 +127,7 @@ def test_a_dpo_step_does_not_depend_on_the_micro_batch(tmp_path, tiny, chat, cou
         assert float((other - gradient).norm() / gradient.norm()) < 1e-4
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("counted", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_token_weighs_the_same_in_sft_whoever_counts(tmp_path, tiny, chat, counted):
     """A backend that wraps the model may keep Trainer from counting the tokens of a step."""
 
@@ -385,6 +387,7 @@ def test_without_a_row_the_adapter_is_fresh_and_changes_nothing(tmp_path, tiny, 
     assert torch.equal(logits(tmp_path / "bare"), logits(None))
 
 
+@pytest.mark.slow
 def test_precomputed_reference_trains_the_same_model(tmp_path, tiny, chat, trained, work):
     """Its numbers come from other micro-batches: equal up to float32's rounding."""
     runs = {}
@@ -410,6 +413,7 @@ def test_precomputed_reference_trains_the_same_model(tmp_path, tiny, chat, train
         assert torch.allclose(runs[True][0][name], weight, atol=2e-3), name
 
 
+@pytest.mark.slow
 def test_precomputed_reference_gives_the_same_losses_in_bfloat16(
     tmp_path, tiny, chat, trained, monkeypatch
 ):
