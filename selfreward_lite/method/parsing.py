@@ -155,7 +155,7 @@ def _ends_with_quotation(text: str, judged: str, name: str) -> bool:
     ):
         return True
     lead = next((line for line in reversed(lines) if re.search(r"\w", line)), "")
-    if not lead or lead.endswith((":", ">", '"', "“")) or _UNENDED.search(lead):
+    if len(lead.split()) < 2 or lead.endswith((":", ">", '"', "“")) or _UNENDED.search(lead):
         return True
     if _TELLS.search(re.split(r"(?<=[.!?])\s", lead)[-1]):
         return True

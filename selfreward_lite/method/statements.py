@@ -62,7 +62,7 @@ _WORD = r"(?:zero|one|two|three|four|five)"
 _NUMBER = rf"(?P<number>\d{{1,2}}(?:[.,]\d{{1,2}})?|{_WORD})"
 _OF_FIVE = (
     r"(?:/|out\s+of(?:\s+a)?(?:\s+possible|\s+maximum(?:\s+of)?)?|of|de|von|van|sur)"
-    r"\s*(?:5(?:\.0)?|five)(?![\d.,/%])"
+    r"\s*(?:5(?:\.0)?|five)(?![\d%]|[.,/]\d)"
 )
 _UNIT = r"(?:points?|pts|stars?|punkten?|점|分|点|點)"
 _TAIL = (
@@ -134,7 +134,7 @@ _SCORE_ANYWHERE = re.compile(
     rf"|{_FOREIGN_NAME})\W{{0,4}}[:=]\W{{0,4}}(\d{{1,2}}(?:[.,]\d{{1,2}})?)",
     re.IGNORECASE,
 )
-_FRACTION_ANYWHERE = re.compile(rf"\b[0-5](?:[.,]\d)?\s*{_OF_FIVE}", re.IGNORECASE)
+_FRACTION_ANYWHERE = re.compile(rf"\b(?:[0-5](?:[.,]\d)?|{_WORD})\s*{_OF_FIVE}", re.IGNORECASE)
 # A later thought about what was said first; the new number, or letter, follows.
 _REVISION = (
     r"(?:\bon\s+(?:reflection|second\s+thoughts?)\b|\b(?:correct(?:ing|ion)|revis(?:e|ed|ing))\b"
@@ -217,7 +217,7 @@ def find_repeatable_scores(judged: str) -> set[float | None]:
 
 
 def has_fraction(text: str) -> bool:
-    """Return whether a text has a number "out of five" anywhere, as "4/5"."""
+    """Return whether a text has a number "out of five" anywhere, as "4/5" or "five of five"."""
     return bool(_FRACTION_ANYWHERE.search(fold_letters(text)))
 
 
