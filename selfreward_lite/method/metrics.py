@@ -384,12 +384,20 @@ def longer_agreement(ranked: Sequence[RankedPrompt]) -> JudgeAgreement:
 
 
 def measure_longer(ranked: Sequence[RankedPrompt]) -> dict[str, float]:
-    """Return the pair accuracy of "pick the longer answer", by the names in run.sqlite.
+    """Return how "pick the longer answer" agrees with the ranks, by the names in run.sqlite.
 
-    It stands beside a judge's on the same pairs. NaN where there are none.
+    It stands beside what a judge reaches on the same answers; it gives no full marks, which
+    `five_best` would need. NaN where there are no pairs.
     """
     known = longer_agreement(ranked).metrics()
-    names = ("pair_accuracy", "pair_accuracy_error", "pair_accuracy_without_ties")
+    names = (
+        "pair_accuracy",
+        "pair_accuracy_error",
+        "pair_accuracy_without_ties",
+        "exact_match",
+        "spearman",
+        "kendall",
+    )
     return {f"longer_{name}": known[name] for name in names}
 
 

@@ -117,7 +117,8 @@ def test_a_resumed_run_judges_nothing_twice(tmp_path, chat):
         assert store.count(Judgment) <= 100
 
 
-def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat):
+@pytest.mark.parametrize("wanted", [400, 10_000], ids=["two rounds", "all data in one round"])
+def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat, wanted):
     """With three different scores for four answers, no set agrees with the ranks."""
 
     def blind(rng: random.Random, asked: str) -> str:
@@ -128,7 +129,7 @@ def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat):
             tmp_path / "run",
             chat,
             {"base judge": blind},
-            {**LARGER, "seed_stage.attempts": "1"},
+            {**LARGER, "seed_stage.attempts": "1", "seed_stage.train_examples": f"{wanted}"},
         )
     with Store.read(tmp_path / "run") as store:
         assert store.refusals(0).keys() == {"yield"}, "and status says so"
