@@ -108,7 +108,7 @@ def _are_of_a_task(name: str, values: Collection[Any]) -> bool:
     lists = [one for one in values if _is_list_of_words(one)]
     if name in fields.SOURCES:
         lists = [one for one in lists if not _is_list_of_labels(one)]
-    if lists:
+    if lists or any(isinstance(one, bytes) and one for one in values):
         return True
     texts = [one for one in values if is_text(one)]
     if not texts:
@@ -127,7 +127,7 @@ def _is_list_of_labels(value: Any) -> bool:
 
 
 def _can_be_text(value: Any) -> bool:
-    return is_text(value) or _is_list_of_words(value)
+    return is_text(value) or isinstance(value, bytes) or _is_list_of_words(value)
 
 
 def _is_list_of_words(value: Any) -> bool:

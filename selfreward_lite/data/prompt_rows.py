@@ -189,7 +189,7 @@ def name_fields(row: DataRow) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in row.items():
         plain = fields.normalise_name(name)
-        if is_empty(value) or (plain not in _ASKING and _is_filler(value)):
+        if is_empty(value) or (plain not in _ASKING and is_filler(value)):
             continue
         if plain in found:
             raise BadRow(f"two fields are named {plain!r}")
@@ -239,7 +239,8 @@ def _is_deleted(row: DataRow) -> bool:
     return bool(held) and read_truth("deleted", held[0]) is True
 
 
-def _is_filler(value: Any) -> bool:
+def is_filler(value: Any) -> bool:
+    """Return whether a value is a word that people and programs write where there is nothing."""
     return isinstance(value, str) and value.strip().casefold() in _FILLERS
 
 

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from selfreward_lite.data.fields import MESSAGE, normalise_name
-from selfreward_lite.data.prompt_rows import name_shape, read_id
+from selfreward_lite.data.fields import MATERIAL, MESSAGE, SYSTEM, name_kind, normalise_name
+from selfreward_lite.data.other_fields import holds_words
+from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -93,21 +94,40 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
         )
     if missing:
         raise BadRow(f"no field {missing[0]!r}; ranked data must be in OASST's schema")
-    if row["role"] not in ("prompter", "assistant"):
-        raise BadRow(f"role {row['role']!r} is neither prompter nor assistant")
-    for name in ("message_id", "parent_id"):
-        if not isinstance(row.get(name), str | int | float | None):
-            raise BadRow(f"{name} {row[name]!r} is not an id")
-    if read_id(row["message_id"]) is None:
-        raise BadRow("message_id is empty")
-    fault = find_text_fault(row["text"])
-    if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
-        raise BadRow(f"text {fault}")
-    converted = {"rank": _read_rank(row["rank"])} if "rank" in row else {}
+    if fault := _find_fault(row):
+        raise BadRow(fault)
+    converted: dict[str, Any] = {"role": row["role"].strip().casefold()}
+    if "rank" in row:
+        converted["rank"] = _read_rank(row["rank"])
     for name in ("deleted", "synthetic", "review_result"):
         if name in row:
             converted[name] = read_truth(name, row[name])
     return row | converted
+
+
+def _find_fault(row: Mapping[str, Any]) -> str | None:
+    """Why a message cannot be used, None if it can."""
+    role = row["role"].strip().casefold() if isinstance(row["role"], str) else ""
+    if role not in ("prompter", "assistant"):
+        return f"role {row['role']!r} is neither prompter nor assistant"
+    for name in ("message_id", "parent_id"):
+        if not isinstance(row.get(name), str | int | float | None):
+            return f"{name} {row[name]!r} is not an id"
+    if read_id(row["message_id"]) is None:
+        return "message_id is empty"
+    fault = find_text_fault(row["text"])
+    if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
+        return f"text {fault}"
+    lost = next((name for name, value in row.items() if _belongs(name, value)), None)
+    if lost is None:
+        return None
+    return f"field {lost!r} belongs to the task and is not used; write it into the text"
+
+
+def _belongs(name: str, value: Any) -> bool:
+    """Whether a field beside a message's text changes what is asked."""
+    is_task = name_kind(name) in ("task", "number") or name in (*SYSTEM, *MATERIAL)
+    return is_task and holds_words(value) and not is_filler(value)
 
 
 def _read_rank(value: Any) -> int | float | None:

@@ -1,4 +1,4 @@
-"""Tables as text: CSV with commas, semicolons or tabs, as spreadsheets and programs write it.
+"""Tables as text: CSV with commas, semicolons, tabs or bars, as spreadsheets and programs write it.
 
 Python's csv is used because it says in which line of the file a row begins.
 """
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from selfreward_lite.data.fields import is_read
+from selfreward_lite.data.fields import is_read, name_kind
 from selfreward_lite.data.rows import DataRows, PlacedRows
 from selfreward_lite.data.text_files import WINDOWS, guess_encoding, is_utf8, open_text
 from selfreward_lite.system.errors import DataError
@@ -106,7 +106,16 @@ def _find_delimiter(header: str, tabs: bool) -> str:
         names = next(csv.reader([header], delimiter=delimiter), [])
         return sum(map(is_read, names)), header.count(delimiter)
 
-    return max(("\t", ",", ";") if tabs else (",", ";", "\t"), key=count)
+    return max(("\t", ",", ";", "|") if tabs else (",", ";", "\t", "|"), key=count)
+
+
+def name_table(line: str) -> str | None:
+    """Return the suffix for a table with such a first line; None if no column is a prompt's."""
+    for delimiter, suffix in (("\t", ".tsv"), (",", ".csv"), (";", ".csv")):
+        names = line.split(delimiter)
+        if len(names) > 1 and any(name_kind(name.strip(' "\r\n')) == "used" for name in names):
+            return suffix
+    return None
 
 
 def _name_columns(header: list[str], place: str) -> list[str]:

@@ -5,6 +5,7 @@ import gzip
 import io
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,14 @@ from selfreward_lite.system.errors import DataError
 WINDOWS = "cp1252"  # what Excel saves as CSV in most of Europe and America
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_WORD = re.compile(r"[^\W\d_]+")
+_ODD = re.compile(r"[^\W\d_a-zA-Z]{3,}")  # no plain letter: Cyrillic and others, read as cp1252
+_ODD_SHARE = 5  # one such word of so many with accents; in Western Europe hardly one of 1,000
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
 
@@ -30,8 +36,8 @@ def open_text(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
     """
     with _name_faults(path):
         encoding = encoding or _read_mark(path)
-        # UTF-16 has no bytes that could stand for themselves.
-        errors = "strict" if encoding == "utf-16" else "surrogateescape"
+        # UTF-16 and UTF-32 have no bytes that could stand for themselves.
+        errors = "strict" if encoding in ("utf-16", "utf-32") else "surrogateescape"
         with (
             _open_bytes(path) as data,
             io.TextIOWrapper(data, encoding=encoding, errors=errors, newline="") as text,
@@ -43,7 +49,8 @@ def guess_encoding(path: Path) -> str:
     """Return the encoding of a file: that of its mark, UTF-8, or `WINDOWS`.
 
     The last is a guess, for a file in which every line with other letters than ASCII's is no UTF-8
-    and can be that. One line of UTF-8 among them, and the others are faults of it.
+    and can be that. One line of UTF-8 among them, and the others are faults of it. Raises DataError
+    if it would have words that no language of Western Europe has.
     """
     with _name_faults(path):
         marked = _read_mark(path)
@@ -68,7 +75,8 @@ def _read_mark(path: Path) -> str:
 
 
 def _guess_from_lines(path: Path) -> str:
-    guessed = "utf-8"
+    found = Counter[bool]()  # words with other letters than ASCII's; true for those of nothing else
+    guessed, odd = "utf-8", ""
     with _open_bytes(path) as lines:
         for line in lines:
             if line.isascii():
@@ -76,6 +84,16 @@ def _guess_from_lines(path: Path) -> str:
             if _can_decode(line, "utf-8") or not _can_decode(line, WINDOWS):
                 return "utf-8"
             guessed = WINDOWS
+            for word in _WORD.findall(line.decode(WINDOWS)):
+                if not word.isascii():
+                    is_odd = _ODD.fullmatch(word) is not None
+                    found[is_odd] += 1
+                    odd = odd or (word if is_odd else "")
+    if found[True] * _ODD_SHARE > found.total():
+        raise DataError(
+            f"{path}: neither UTF-8 nor Windows-1252 ({WINDOWS}), which would give words such as "
+            f"{odd[:20]!r}; save it as UTF-8"
+        )
     return guessed
 
 

@@ -179,6 +179,9 @@ REFUSED = [
         r"preference pairs \(chosen, rejected\), which rank no answers",
     ),
     ({**MESSAGE, "role": "narrator"}, "role 'narrator'"),
+    ({**MESSAGE, "context": "Three lamps."}, "field 'context' belongs to the task"),
+    ({**MESSAGE, "System Prompt": "Be terse."}, "field 'system_prompt' belongs to the task"),
+    ({**MESSAGE, "image": "a.png"}, "field 'image' belongs to the task"),
     ({**MESSAGE, "rank": "first"}, "rank 'first' is not a number from 0"),
     ({**MESSAGE, "rank": float("inf")}, "rank inf"),
     ({**MESSAGE, "rank": -1}, "rank -1"),
@@ -248,4 +251,37 @@ def test_the_same_answer_with_two_ranks_counts_once():
         "same answer again, with a worse rank": 2,
         "fewer than two ranked answers": 1,
         "answer to a prompt that is left out": 1,
+    }
+
+
+def test_what_oasst_has_beside_a_message_does_no_harm(tmp_path, read):
+    beside = {
+        "user_id": "u",
+        "created_date": "2023-02-05T14:23:50",
+        "detoxify": {"toxicity": 0.0},
+        "labels": {"name": ["spam"], "value": [0.0]},
+        "emojis": {"name": ["+1"]},
+        "context": "nan",
+        "choices": [],
+    }
+    rows = [row | beside | {"role": row["role"].title()} for row in TREES]
+    assert read(write_lines(tmp_path / "a.jsonl", rows)) == (WANTED, {"answer without a rank": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: And?\n\nAssistant:",
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Why? [/INST]",
+    ],
+)
+def test_a_prompt_that_is_a_dialogue_is_left_out_and_counted(text):
+    rows = make_tree("a", ("x", 0), ("y", 1)) + make_tree("b", ("x", 0), ("y", 1))
+    rows[0]["text"] = text
+    found, outcome = ranked.build_ranked_prompts(rows, "r")
+    assert [one.prompt.text for one in found] == ["Question b?"]
+    assert outcome.drops == {
+        "prompt that is a dialogue, or holds chat markup": 1,
+        "answer to a prompt that is left out": 2,
     }
