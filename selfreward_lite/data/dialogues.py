@@ -30,6 +30,11 @@ _TOOLS = ("tool", "function", "function_call", "function_response", "observation
 _CALLS = ("tool_calls", "function_call")
 # What names the speaker of a message: the first of these that it has.
 _SPEAKERS = ("role", "from", "sender", "speaker", "author", "type")
+# Fields of objects that hold a user's text and the answer to it: Capybara's, and others.
+_PAIRS = (
+    *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
+    *(("question", "answer"), ("prompt", "response")),
+)
 _TEXT_PARTS = ("text", "input_text")
 _OTHER_MEDIA = ("images", "image", "audio", "video", "files", "attachments")
 
@@ -98,15 +103,21 @@ def _read_turns(value: Any, what: str = "the conversation") -> list[Turn]:
         {normalise_name(name): one for name, one in message.items() if one is not None}
         for message in messages
     ]
-    if "input" in found[0] and "output" in found[0]:  # Capybara's
-        return [Turn("user", found[0]["input"])]
-    if len(found) == 1 and "content" in found[0] and _find_role(found[0]) is None:
-        return [Turn("user", found[0]["content"])]  # Arena-Hard's
-    return [_read_turn(one) for one in found]
+    if _find_role(found[0]) is not None:
+        return [_read_turn(one) for one in found]
+    if len(found) == 1 and "content" in found[0]:  # Arena-Hard's
+        return [Turn("user", found[0]["content"], _list_lost(found[0], "content"))]
+    asked = next((asked for asked, said in _PAIRS if {asked, said} <= found[0].keys()), None)
+    if asked is None:
+        raise BadRow("a message has no role; give each one a role, user or assistant")
+    user = Turn("user", found[0][asked], _list_lost(found[0], asked, "system"))
+    return [Turn("system", found[0].get("system")), user]
 
 
 def _turn_over(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
     held = {name: one for name, one in lists.items() if isinstance(one, list)}
+    if {*map(normalise_name, held)}.isdisjoint((*_SPEAKERS, "input")):
+        return []
     if len({len(one) for one in held.values()}) != 1:
         return []
     return [dict(zip(held, each, strict=True)) for each in zip(*held.values(), strict=True)]
@@ -118,15 +129,18 @@ def _read_turn(message: Mapping[str, Any]) -> Turn:
     if held := next((one for one in _OTHER_MEDIA if not is_empty(message.get(one))), None):
         raise BadRow(f"a message has a field {held!r}, and only text is used")
     role = _name_role(_find_role(message))
-    lost = [
+    content = message.get("content", message.get("value", message.get("text")))
+    return Turn(role, content, _list_lost(message, "content"))
+
+
+def _list_lost(message: Mapping[str, Any], *used: str) -> tuple[str, ...]:
+    """The fields of a message that belong to the task, but for those that are used."""
+    return tuple(
         name
         for name, value in message.items()
-        if (name_kind(name) in ("task", "number") and name != "content")
-        or name in (*SYSTEM, *MATERIAL)
-        if holds_words(value)
-    ]
-    content = message.get("content", message.get("value", message.get("text")))
-    return Turn(role, content, tuple(lost))
+        if name_kind(name) in ("task", "number") or name in (*SYSTEM, *MATERIAL)
+        if name not in used and holds_words(value)
+    )
 
 
 def _find_role(message: Mapping[str, Any]) -> Any:

@@ -55,6 +55,7 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         found += _extract_from_file(kept, rows, unread)
         names = _list_unused([row for _, row in placed], left_out)
         unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
+    _note_wrong_names(rows, left_out)
     if not found:
         raise DataError(f"{rows.path}: no prompt in it{rows.describe_skipped()}; give another file")
     for shown in dict.fromkeys(filter(None, unused.values())):
@@ -65,6 +66,13 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         place = files[0] if len(files) == 1 else rows.path
         rows.notes.append(f"{place}: {what}: {list_names([*shown])}")
     return found
+
+
+def _note_wrong_names(rows: DataRows, left_out: set[str]) -> None:
+    """Add a note on names of fields to leave out that no row has."""
+    there = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
+    if wrong := sorted(left_out.difference(map(fields.normalise_name, there))):
+        rows.notes.append(f"{rows.path}: no row has the fields {list_names(wrong)} to ignore")
 
 
 def _drop(row: DataRow, left_out: Collection[str]) -> DataRow:

@@ -18,6 +18,7 @@ from selfreward_lite.data.rows import (
     DataRows,
     find_text_fault,
     is_empty,
+    list_names,
     read_truth,
 )
 from selfreward_lite.system.errors import DataError
@@ -39,6 +40,9 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
                 found.append(_check_message(message))
             except BadRow as bad:
                 rows.refuse(place, str(bad))
+    unused = {name for one in found for name, value in one.items() if _is_unknown(name, value)}
+    if unused:
+        rows.notes.append(f"{rows.path}: fields that are not used: {list_names(sorted(unused))}")
     if found and all(one.get("rank") is None for one in found):
         names = {name for one in found for name in one}
         scored = next((name for name in _SCORES if name in names), None)
@@ -65,23 +69,27 @@ def is_english(language: Any) -> bool:
 
 def _list_messages(row: DataRow) -> Iterator[dict[str, Any]]:
     """The messages of a row: all of a tree, each with its parent, else the row itself."""
-    named = {normalise_name(name): value for name, value in row.items()}
-    prompt = named.get("prompt")
-    if not (isinstance(prompt, Mapping) and "message_id" in prompt):
+    named = _name_fields(row)
+    prompt = _name_fields(named["prompt"]) if isinstance(named.get("prompt"), Mapping) else {}
+    if "message_id" not in prompt:
         yield named
         return
     state = {name: value for name, value in named.items() if name == "tree_state"}
-    waiting: list[tuple[Mapping[str, Any], Any]] = [(prompt, None)]
+    beside = {name: value for name, value in named.items() if name != "prompt"}
+    waiting: list[tuple[dict[str, Any], Any]] = [(beside | prompt, None)]
     while waiting:
         message, parent = waiting.pop()
-        own = {name: value for name, value in message.items() if name != "replies"}
-        yield {**state, "parent_id": parent, **own}
-        replies = message.get("replies")
+        replies = message.pop("replies", None)
+        yield {**state, "parent_id": parent, **message}
         waiting += [
-            (reply, message.get("message_id"))
+            (_name_fields(reply), message.get("message_id"))
             for reply in reversed(replies if isinstance(replies, list) else [])
             if isinstance(reply, Mapping)
         ]
+
+
+def _name_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {normalise_name(name): value for name, value in row.items()}
 
 
 def _check_message(row: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +130,10 @@ def _find_fault(row: Mapping[str, Any]) -> str | None:
     if lost is None:
         return None
     return f"field {lost!r} belongs to the task and is not used; write it into the text"
+
+
+def _is_unknown(name: str, value: Any) -> bool:
+    return name_kind(name) == "unknown" and holds_words(value)
 
 
 def _belongs(name: str, value: Any) -> bool:

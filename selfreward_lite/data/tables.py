@@ -59,6 +59,8 @@ def _read_records(path: Path, rows: DataRows, encoding: str) -> Iterator[tuple[i
         begin, announced = _read_begin(lines)
         header = begin[-1] if begin else ""
         delimiter = announced or _find_delimiter(header, ".tsv" in path.suffixes)
+        if delimiter == "|" and header.lstrip().startswith("|"):
+            raise DataError(f"{path}:{len(begin)}: a table of Markdown; save it as CSV")
         reader = csv.reader(chain(begin, lines), delimiter=delimiter, strict=True)
         while True:
             first = reader.line_num + 1  # a row may take several lines
@@ -79,7 +81,8 @@ def _read_records(path: Path, rows: DataRows, encoding: str) -> Iterator[tuple[i
                 continue
             if record is None:
                 return
-            if any(record):  # rows without a value end the tables of some programs
+            # Rows without a value end the tables of some programs, a sign of its own those of DOS.
+            if any(record) and record != ["\x1a"]:
                 yield first, record
 
 

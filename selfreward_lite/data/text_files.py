@@ -5,8 +5,7 @@ import gzip
 import io
 import re
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
@@ -22,7 +21,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _WORD = re.compile(r"[^\W\d_]+")
-_ODD = re.compile(r"[^\W\d_a-zA-Z]{3,}")  # no plain letter: Cyrillic and others, read as cp1252
+# What other code pages give as Windows-1252: no plain letter (Cyrillic), signs for letters
+# (Polish), capitals inside of a word (an old Mac's).
+_ODD = re.compile(r"[^\W\d_a-zA-Z]{3,}|.*[a-zß-ÿ](?:[¹²³][a-zß-ÿ]|[ŒŠŽŸ]).*")
 _ODD_SHARE = 5  # one such word of so many with accents; in Western Europe hardly one of 1,000
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
@@ -75,8 +76,7 @@ def _read_mark(path: Path) -> str:
 
 
 def _guess_from_lines(path: Path) -> str:
-    found = Counter[bool]()  # words with other letters than ASCII's; true for those of nothing else
-    guessed, odd = "utf-8", ""
+    guessed, words = "utf-8", list[str]()
     with _open_bytes(path) as lines:
         for line in lines:
             if line.isascii():
@@ -84,17 +84,23 @@ def _guess_from_lines(path: Path) -> str:
             if _can_decode(line, "utf-8") or not _can_decode(line, WINDOWS):
                 return "utf-8"
             guessed = WINDOWS
-            for word in _WORD.findall(line.decode(WINDOWS)):
-                if not word.isascii():
-                    is_odd = _ODD.fullmatch(word) is not None
-                    found[is_odd] += 1
-                    odd = odd or (word if is_odd else "")
-    if found[True] * _ODD_SHARE > found.total():
+            words += _WORD.findall(line.decode(WINDOWS))
+    _refuse_other_scripts(path, words)
+    return guessed
+
+
+def _refuse_other_scripts(path: Path, words: Sequence[str]) -> None:
+    """Raise DataError if words that were read as Windows-1252 are none of Western Europe."""
+    accented = [word for word in words if not word.isascii()]
+    odd = [word for word in accented if _ODD.fullmatch(word)]
+    letters = "".join(words)
+    plain = len(letters.encode("ascii", "ignore"))
+    if len(odd) * _ODD_SHARE > len(accented) or plain < len(letters) - plain:
+        shown = (odd or accented)[0][:20]
         raise DataError(
             f"{path}: neither UTF-8 nor Windows-1252 ({WINDOWS}), which would give words such as "
-            f"{odd[:20]!r}; save it as UTF-8"
+            f"{shown!r}; save it as UTF-8"
         )
-    return guessed
 
 
 def _can_decode(line: bytes, encoding: str) -> bool:

@@ -138,3 +138,23 @@ def test_signs_that_look_like_marks_stay_in_a_prompt(text):
 def test_a_text_about_a_picture_that_is_not_there_is_refused(text):
     with pytest.raises(BadRow, match=r"something beside it \(<\w+>\), and only text is used"):
         extract_prompt({"conversations": [{"from": "human", "value": text}]})
+
+
+@pytest.mark.parametrize(
+    "pair", [("input", "output"), ("human", "assistant"), ("question", "answer")], ids=str
+)
+def test_of_objects_with_a_text_and_its_answer_the_first_text_is_taken(pair):
+    asked, said = pair
+    turns = [{asked: "Why?", said: "So."}, {asked: "And then?", said: "Then."}]
+    assert extract_prompt({"conversation": turns}) == "Why?"
+    assert extract_prompt({"conversation": [{"system": "Be terse.", **turns[0]}]}) == TERSE
+    lists = {name: [turn[name] for turn in turns] for name in pair}
+    if asked == "input":  # as `datasets` keeps Capybara's
+        assert extract_prompt({"conversation": lists}) == "Why?"
+    with pytest.raises(BadRow, match="a message has a field 'context'"):
+        extract_prompt({"conversation": [{"context": "Three lamps.", **turns[0]}]})
+
+
+def test_an_object_around_a_conversation_is_none():
+    with pytest.raises(BadRow, match="field 'conversation' is not a list of messages"):
+        extract_prompt({"conversation": {"id": "a", "messages": ASKED}})

@@ -51,6 +51,9 @@ def test_what_a_file_is_and_should_be_called_is_said(tmp_path, name, content, sa
         ("cp1253", "Γιατί είναι ο ουρανός γαλάζιος"),
         ("cp1255", "למה השמיים כחולים"),
         ("gbk", "天空为什么是蓝色的"),
+        ("euc_kr", "하늘은 왜 파란가요"),
+        ("cp1250", "Dlaczego niebo jest błękitne?"),
+        ("mac_roman", "Warum ist der Himmel für uns blau?"),
     ],
 )
 def test_a_table_in_the_code_page_of_another_script_is_refused(tmp_path, encoding, text):
@@ -62,7 +65,9 @@ def test_a_table_in_the_code_page_of_another_script_is_refused(tmp_path, encodin
         read(path)
 
 
-@pytest.mark.parametrize("text", ["Größe für alle?", "Why’s that — “so”?", "Où ça? À l’été, là."])
+@pytest.mark.parametrize(
+    "text", ["Größe für alle?", "Why’s that — “so”?", "Où ça? À l’été, là.", "À 5 m², ÇÀ Œuvre"]
+)
 def test_a_table_of_western_europe_is_read_as_windows_1252(tmp_path, text):
     path = tmp_path / "a.csv"
     path.write_bytes(f'prompt;answer\r\n"{text}";y\r\n'.encode("cp1252"))
@@ -79,6 +84,15 @@ def test_json_with_the_mark_of_a_wide_encoding_is_read(tmp_path, encoding, name)
 def test_bars_separate_columns_too(tmp_path):
     (tmp_path / "a.csv").write_text("id|prompt|answer\n1|Why, oh why?|So.\n")
     assert read(tmp_path / "a.csv") == ["Why, oh why?"]
+
+
+def test_a_table_of_markdown_is_refused_and_the_end_sign_of_dos_is_no_row(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("| prompt | answer |\n|---|---|\n| Why? | So. |\n")
+    with pytest.raises(DataError, match=r"a\.csv:1: a table of Markdown; save it as CSV"):
+        read(path)
+    path.write_bytes(b"prompt,answer\r\nWhy?,So.\r\n\x1a")
+    assert read(path) == ["Why?"]
 
 
 @pytest.mark.parametrize(

@@ -285,3 +285,22 @@ def test_a_prompt_that_is_a_dialogue_is_left_out_and_counted(text):
         "prompt that is a dialogue, or holds chat markup": 1,
         "answer to a prompt that is left out": 2,
     }
+
+
+def test_fields_beside_a_tree_and_names_in_capitals_in_it_are_read(tmp_path, load, read):
+    answers = [
+        {"Message_ID": f"b{n}", "Text": f"{n}", "Role": "assistant", "Rank": n} for n in "01"
+    ]
+    prompt = {"Message_ID": "a", "Text": "Why?", "Role": "prompter", "Replies": answers}
+    path = write_lines(tmp_path / "a.jsonl", [{"message_tree_id": "a", "prompt": prompt}])
+    assert read(path)[0] == {"Why?": ["0", "1"]}
+    write_lines(path, [{"message_tree_id": "a", "System": "Be terse.", "prompt": prompt}])
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'system' belongs to the task"):
+        load(path)
+
+
+def test_fields_of_messages_with_unknown_names_are_named(tmp_path, load):
+    rows = [{**row, "Remark": "Use three words."} for row in TREES]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    assert load(path).notes == [f"{path}: fields that are not used: remark"]
+    assert load(write_lines(path, TREES)).notes == []

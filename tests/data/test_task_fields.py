@@ -92,3 +92,10 @@ def test_a_whole_number_is_material_as_in_a_table():
     for odd in (True, 7.5):
         with pytest.raises(BadRow, match="field 'input' is not text"):
             extract_prompt({"instruction": "Is it prime?", "input": odd})
+
+
+def test_fields_to_ignore_that_are_not_there_are_named(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "Why?", "Hint": "In the air."}])
+    read = read_rows(path, skip_bad=False)
+    assert extract_prompts(read, ignore=["hint", "hnt"]) == ["Why?"]
+    assert f"{path}: no row has the fields hnt to ignore" in read.notes
