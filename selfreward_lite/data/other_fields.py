@@ -2,7 +2,7 @@
 
 Their names tell it where they are known (`fields`). Under any other name, lists and objects with
 words in them belong to the task, and so do texts, unless they are long labels: the same few in all
-rows of a file, and no sentences.
+rows of a file, and mostly no sentences.
 """
 
 import re
@@ -114,11 +114,10 @@ def _are_of_a_task(name: str, values: Collection[Any]) -> bool:
     if not texts:
         return False
     labels = len({*texts}) <= 1 + len(texts) // _ROWS and len(texts) > 1
-    return not labels or any(len(one) > _LONG or _is_sentence(one) for one in texts)
-
-
-def _is_sentence(text: str) -> bool:
-    return text.rstrip().endswith(_ENDS)
+    if not labels or any(len(one) > _LONG for one in texts):
+        return True
+    sentences = [one for one in texts if one.rstrip().endswith(_ENDS)]
+    return 2 * len(sentences) > len(values)
 
 
 def _is_list_of_labels(value: Any) -> bool:
