@@ -496,6 +496,4 @@ def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
         ), "no two scripted ones are equal"
     run(tmp_path / "mean", iterations="1", **{"prompts.count": "20"})
     with Store.read(tmp_path / "mean") as store:
-        assert summary.measure_tie_rate(store, 1, summary.load_training_judgments(store, 1)) > 0, (
-            "means of three whole numbers are"
-        )
+        assert summary.measure_tie_rate(store, 1, summary.load_training_judgments(store, 1)) > 0
