@@ -109,7 +109,8 @@ def normalise_name(name: str) -> str:
     >>> normalise_name(" System Prompt"), normalise_name("PROMPT"), normalise_name("systemPrompt")
     ('system_prompt', 'prompt', 'system_prompt')
     """
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    # The keys of a map in Parquet may be of any kind.
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name).strip())
     return re.sub(r"[\s-]+", "_", apart).casefold()
 
 

@@ -162,6 +162,9 @@ def test_messages_as_maps_are_read(tmp_path):
     kind = pa.list_(pa.map_(pa.string(), pa.string()))
     messages = pa.array([[[("role", "user"), ("content", "Why?")]]], kind)
     assert read(write_table(tmp_path / "a.parquet", {"messages": messages})) == ["Why?"]
+    numbered = pa.array([[[(1, "Why?")]]], pa.list_(pa.map_(pa.int32(), pa.string())))
+    with pytest.raises(DataError, match="row 1: a message has no role"):
+        read(write_table(tmp_path / "a.parquet", {"messages": numbered}))
     twice = pa.array([[[("role", "user"), ("role", "user")]]], kind)
     with pytest.raises(DataError, match=r"row 1: a value that cannot be read .*a key twice"):
         read(write_table(tmp_path / "a.parquet", {"messages": twice}))
