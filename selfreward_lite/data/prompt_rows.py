@@ -302,10 +302,9 @@ def _read_main(name: str, value: Any) -> str:
 def _read_material(name: str, value: Any) -> str:
     """What belongs to a prompt; of self-instruct's instances the first one's, which may be none."""
     what = f"field {name!r}"
-    if type(value) is int:  # a table gives it as text
-        return str(value)
     if name != "instances":
-        return check_text(value, what)
+        # A table gives a whole number as text, too.
+        return str(value) if type(value) is int else check_text(value, what)
     if not (_is_list(value) and isinstance(value[0], Mapping) and "input" in value[0]):
         raise BadRow(f"{what} is not a list of objects with an input")
     first = value[0]["input"]

@@ -90,6 +90,8 @@ def test_what_programs_write_for_nothing_is_no_prompt(nothing):
 
 def test_a_whole_number_is_material_as_in_a_table():
     assert extract_prompt({"instruction": "Is it prime?", "input": 7}) == "Is it prime?\n\n7"
+    with pytest.raises(BadRow, match="field 'instances' is not a list of objects"):
+        extract_prompt({"instruction": "Is it prime?", "instances": 7})
     for odd in (True, 7.5):
         with pytest.raises(BadRow, match="field 'input' is not text"):
             extract_prompt({"instruction": "Is it prime?", "input": odd})
