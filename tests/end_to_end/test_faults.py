@@ -135,6 +135,7 @@ def test_planned_adapter_size_is_that_of_a_trained_one(tmp_path):
     assert memory.count_weights(shape) == pytest.approx(total, rel=0.01)
 
 
+@pytest.mark.slow
 def test_records_fit_in_what_was_planned(tmp_path, monkeypatch):
     planned: list[dict] = []
     check = prepare.check_disk
@@ -202,6 +203,7 @@ def test_file_in_the_way_or_name_too_long_is_one_line(tmp_path):
         assert "give another" in " ".join(ended.stderr.split())
 
 
+@pytest.mark.slow
 def test_own_prompts_may_be_few_but_not_too_few(tmp_path, chat):
     texts = [f"Sort the letters {a} {b} c." for a in "defgh" for b in "klm"]
     (tmp_path / "mine.csv").write_text("prompt\n" + "\n".join(texts) + "\n")
@@ -240,6 +242,7 @@ def test_equal_scores_end_the_iteration_with_exit_code_3(tmp_path, chat, score):
     one_line(stop)
 
 
+@pytest.mark.slow
 def test_one_prompt_is_enough_for_the_arithmetic(tmp_path, chat):
     run_world(tmp_path / "run", chat, settings={"prompts.count": "1", "gates.mode": "report"})
     with Store.read(tmp_path / "run") as store:

@@ -57,6 +57,7 @@ def test_told_to_report_the_run_goes_on(tmp_path, chat):
         assert store.is_done(0, "base_eval_judgments") and "ability" in store.refusals(0)
 
 
+@pytest.mark.slow
 def test_without_eft_a_base_that_writes_nothing_goes_on_with_forced_scores(tmp_path, chat):
     """The run says so, and its iterations make pairs of forced scores."""
     said: list[str] = []
