@@ -36,6 +36,7 @@ from selfreward_lite.system.errors import (
 )
 from selfreward_lite.training.job import TrainingResult
 
+pytestmark = pytest.mark.slow  # whole runs, and other processes
 SCRIPT = HELPERS / "scripted_run.py"
 
 
@@ -135,7 +136,6 @@ def test_planned_adapter_size_is_that_of_a_trained_one(tmp_path):
     assert memory.count_weights(shape) == pytest.approx(total, rel=0.01)
 
 
-@pytest.mark.slow
 def test_records_fit_in_what_was_planned(tmp_path, monkeypatch):
     planned: list[dict] = []
     check = prepare.check_disk
@@ -182,7 +182,6 @@ def test_damaged_database_or_manifest_is_one_line(tmp_path):
             assert "damaged" in ended.stderr
 
 
-@pytest.mark.slow
 def test_file_in_the_way_or_name_too_long_is_one_line(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "base").write_text("in the way")
@@ -203,7 +202,6 @@ def test_file_in_the_way_or_name_too_long_is_one_line(tmp_path):
         assert "give another" in " ".join(ended.stderr.split())
 
 
-@pytest.mark.slow
 def test_own_prompts_may_be_few_but_not_too_few(tmp_path, chat):
     texts = [f"Sort the letters {a} {b} c." for a in "defgh" for b in "klm"]
     (tmp_path / "mine.csv").write_text("prompt\n" + "\n".join(texts) + "\n")
@@ -242,7 +240,6 @@ def test_equal_scores_end_the_iteration_with_exit_code_3(tmp_path, chat, score):
     one_line(stop)
 
 
-@pytest.mark.slow
 def test_one_prompt_is_enough_for_the_arithmetic(tmp_path, chat):
     run_world(tmp_path / "run", chat, settings={"prompts.count": "1", "gates.mode": "report"})
     with Store.read(tmp_path / "run") as store:
@@ -293,11 +290,7 @@ def test_second_writer_is_refused_and_readers_are_not(tmp_path):
 LATIN1 = "-caf\udce9 'a' \"b\"\n\U0001f600"  # the bytes of its é are no UTF-8
 
 
-@pytest.mark.parametrize(
-    "place",
-    [LATIN1, *(pytest.param(place, marks=pytest.mark.slow) for place in ("ä b", "#1?x=%20"))],
-    ids=ascii,
-)
+@pytest.mark.parametrize("place", ["ä b", "#1?x=%20", LATIN1], ids=ascii)
 def test_time_zone_locale_and_odd_paths_change_nothing(tmp_path, whole, place):
     folder = tmp_path / place / "run"
     environment = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
@@ -314,7 +307,6 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 """
 
 
-@pytest.mark.slow
 def test_without_network_all_but_downloads_works(tmp_path):
     """The real runtime, in processes that cannot connect; a missing model is one line."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
@@ -360,7 +352,6 @@ def test_without_network_all_but_downloads_works(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_token_in_the_environment_is_never_written_or_shown(tmp_path):
     secret = "hf_" + "Secret" * 6
     environment = {**os.environ, "HF_TOKEN": secret, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
