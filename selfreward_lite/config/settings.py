@@ -224,6 +224,10 @@ class Schedule(Section):
 
     rho: float = Field(ge=0, lt=0.5)
     """strength of length control; 0 = none"""
+    rejected: Literal["longest", "nearest"] = "longest"
+    """which of the worst responses is rejected: the longest (MR), or the one nearest in length to
+    the chosen, so that a pair teaches more than brevity; constraints make many equally bad
+    """
     min_gap: float = Field(0.0, ge=0, le=5)
     """least gap in points of a pair; 0 = any, as in the papers"""
     judgment_pairs: bool

@@ -11,11 +11,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from selfreward_lite.data.fields import CHATS, PROMPTS, is_read, name_kind, normalise_name
-from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake
+from selfreward_lite.data.fields import (
+    CHATS,
+    MATERIAL,
+    PROMPTS,
+    SYSTEM,
+    is_read,
+    name_kind,
+    normalise_name,
+)
+from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake, name_text
 from selfreward_lite.data.json_text import JsonFault, parse_json
+from selfreward_lite.data.other_fields import holds_words
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
-from selfreward_lite.data.tables import read_table
+from selfreward_lite.data.tables import name_table, read_table
 from selfreward_lite.data.text_files import open_text
 from selfreward_lite.system.errors import DataError
 
@@ -42,6 +51,7 @@ def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
     if path.is_dir():
         _read_folder(rows)
     elif not path.exists():
+        _refuse_broken_link(path)
         raise DataError(f"{path}: no such file; give a file named {NAMES}, or a folder of them")
     elif find_reader(path) is None:
         raise DataError(f"{path}: {_name_unknown(path)}")
@@ -50,6 +60,14 @@ def read_rows(path: Path, *, skip_bad: bool) -> DataRows:
     if not rows.rows:
         raise DataError(f"{path}: no usable row in it{rows.describe_skipped()}; give another file")
     return rows
+
+
+def _refuse_broken_link(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path}: a link to {path.readlink()}, which is not there; restore it, or remove the "
+            "link"
+        )
 
 
 def is_data_file(name: str) -> bool:
@@ -88,12 +106,24 @@ def _name_unknown(path: Path) -> str:
         return found
     if path.suffix.casefold() == ".arrow":
         return f"an Arrow file; {TO_PARQUET}"
+    if path.suffix.casefold() == ".ipynb":
+        return "a Jupyter notebook; save the data in it as .jsonl or .csv, and give that file"
     if path.suffix.casefold() in (".txt", ".md"):
-        return (
-            "plain text has no fields; make it a table (.csv) with the name prompt in its first "
-            "line, each prompt in quotes"
-        )
+        return _name_plain_text(path)
     return f"its name does not tell its format; call it {NAMES}"
+
+
+def _name_plain_text(path: Path) -> str:
+    if found := name_text(path):
+        return found
+    with open_text(path) as file:
+        suffix = name_table(file.readline(MAX_LINE))
+    if suffix:
+        return f"a table, by its first line; call it {suffix}"
+    return (
+        "plain text has no fields; make it a table (.csv) with the name prompt in its first line, "
+        "each prompt in quotes"
+    )
 
 
 def _check_access(path: Path) -> None:
@@ -125,9 +155,13 @@ def _read_file(path: Path, rows: DataRows) -> int:
 def _read_folder(rows: DataRows) -> None:
     """Every data file of a folder: all its configurations and splits."""
     counts, left_out = {}, []
-    for path in sorted(one for one in rows.path.rglob("*") if one.is_file()):
+    for path in sorted(one for one in rows.path.rglob("*") if one.is_symlink() or one.is_file()):
         inside = path.relative_to(rows.path)
-        if is_data_file(name := inside.as_posix()):
+        name = inside.as_posix()
+        if path.is_dir():  # a link, which may lead anywhere, and back
+            left_out += [] if _is_hidden(inside) else [f"{name}/ (a link to a folder)"]
+        elif is_data_file(name):
+            _refuse_broken_link(path)
             try:
                 counts[name] = _read_file(path, rows)
             except _NoRows as error:
@@ -206,10 +240,22 @@ def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
             "object in each line is called .jsonl"
         )
     others = [name for name in held if name != lists[0]]
+    if lost := next((name for name in others if _belongs_to_rows(name, held[name])), None):
+        raise DataError(
+            f"{path}: field {lost!r} beside the list {lists[0]!r} belongs to the task; write it "
+            "into each of its rows, or remove it"
+        )
     beside = f"; left out: {list_names(others)}" if others else ""
     rows.notes.append(f"{path}: read the list {lists[0]!r} in it{beside}")
     found: list[Any] = held[lists[0]]
     return found
+
+
+def _belongs_to_rows(name: str, value: Any) -> bool:
+    """Whether a field beside a list of rows is a part of all their tasks; `schema` is pandas'."""
+    plain = normalise_name(name)
+    is_task = name_kind(name) in ("task", "number") or plain in (*SYSTEM, *MATERIAL)
+    return is_task and plain != "schema" and holds_words(value)
 
 
 def _is_list_of_objects(value: Any) -> bool:
@@ -226,6 +272,10 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
     try:
         schema = pyarrow.parquet.read_schema(path)
+        if twice := next((one for one in schema.names if schema.names.count(one) > 1), None):
+            raise DataError(
+                f"{path}: the column {twice!r} is there twice; rename or remove one of them"
+            )
         columns = [one.name for one in schema if is_read(one.name) or _may_matter(one)]
         table = pyarrow.parquet.read_table(path, columns=columns or schema.names[:1])
     except (pyarrow.ArrowException, OSError) as error:
@@ -240,7 +290,7 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
         place = f"{path}, row {number}"
         try:
             if row is None:
-                raise ValueError("not UTF-8, or a date out of range")
+                raise ValueError("not UTF-8, a date out of range, or a key twice")
             yield place, row | decode(row)
         except ValueError as error:
             rows.refuse(place, "a value that cannot be read", f" ({error})")
@@ -256,11 +306,11 @@ def _may_hold_text(kind: Any) -> bool:
 
     if types.is_map(kind):
         return _may_hold_text(kind.key_type) or _may_hold_text(kind.item_type)
-    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
-        return _may_hold_text(kind.value_type)
     if types.is_struct(kind):
         return any(_may_hold_text(kind.field(place).type) for place in range(kind.num_fields))
-    return types.is_string(kind) or types.is_large_string(kind) or "json" in str(kind)
+    if hasattr(kind, "value_type"):  # of lists of all kinds, and of dictionaries
+        return _may_hold_text(kind.value_type)
+    return re.fullmatch(r"(large_)?(string|binary)(_view)?|.*json.*", str(kind)) is not None
 
 
 def _find_decoder(schema: Any) -> Callable[[DataRow], DataRow]:
@@ -276,10 +326,10 @@ def _find_decoder(schema: Any) -> Callable[[DataRow], DataRow]:
 
 
 def _convert_batch(batch: Any) -> list[Any]:
-    """The rows of a Parquet batch, None for one that is not UTF-8 or has an odd date."""
+    """The rows of a Parquet batch, None for one that is not UTF-8, or has an odd date or map."""
     try:
-        found: list[Any] = batch.to_pylist()
-    except (ValueError, OverflowError):
+        found: list[Any] = batch.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError):
         if batch.num_rows == 1:
             return [None]
         rows = (batch.slice(place, 1) for place in range(batch.num_rows))  # to find the bad one

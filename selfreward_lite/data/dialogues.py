@@ -9,34 +9,54 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from selfreward_lite.data.fields import normalise_name
-from selfreward_lite.data.rows import BadRow, check_text, is_empty, join_texts, parse_list
+from selfreward_lite.data.fields import MATERIAL, SYSTEM, name_kind, normalise_name
+from selfreward_lite.data.other_fields import holds_words
+from selfreward_lite.data.rows import (
+    BadRow,
+    check_text,
+    is_empty,
+    join_texts,
+    list_names,
+    parse_list,
+)
 
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("ai", "chatbot", "bard", "bing"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
 _TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 _CALLS = ("tool_calls", "function_call")
+# What names the speaker of a message: the first of these that it has.
+_SPEAKERS = ("role", "from", "sender", "speaker", "author", "type")
+# Fields of objects that hold a user's text and the answer to it: Capybara's, and others.
+_PAIRS = (
+    *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
+    *(("question", "answer"), ("prompt", "response")),
+)
 _TEXT_PARTS = ("text", "input_text")
 _OTHER_MEDIA = ("images", "image", "audio", "video", "files", "attachments")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one speaks: `role` is system, user or assistant; the content is not checked yet."""
+    """What one speaks: `role` is system, user or assistant; the content is not checked yet.
+
+    `lost` are fields of the message that belong to the task and are not used.
+    """
 
     role: str
     content: Any
+    lost: tuple[str, ...] = ()
 
 
-def read_first_turn(value: Any) -> str:
+def read_first_turn(value: Any, what: str = "the conversation") -> str:
     """Return what stands before the first answer of a conversation: system turns and the user's.
 
     A list of messages (as JSON, or as a list of each field, too), of texts in turn, or of objects
     with `input` and `output`; or a text that `split_dialogue` can take apart. Raises BadRow for
-    anything else.
+    anything else, with `what` it is.
 
     >>> read_first_turn([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
     'Hi'
@@ -44,7 +64,7 @@ def read_first_turn(value: Any) -> str:
     ('Hi', 'Hi')
     """
     turns = split_dialogue(value) if isinstance(value, str) else None
-    return join_first_turn(turns or _read_turns(value))
+    return join_first_turn(turns or _read_turns(value, what))
 
 
 def join_first_turn(turns: Sequence[Turn]) -> str:
@@ -55,11 +75,17 @@ def join_first_turn(turns: Sequence[Turn]) -> str:
         raise BadRow("the conversation begins with the assistant, not with a user")
     if "user" not in roles[:end]:
         raise BadRow("the conversation has no user's turn before its first answer")
-    return join_texts([_read_content(turn.content) for turn in turns[:end]])
+    asked = [one for one in turns[:end] if one.role != "system" or not is_empty(one.content)]
+    if lost := [name for turn in asked for name in turn.lost]:
+        raise BadRow(
+            f"a message has a field {lost[0]!r}, which belongs to the task and is not used; write "
+            "it into the message's text"
+        )
+    return join_texts([read_content(turn.content, "the first message") for turn in asked])
 
 
-def _read_turns(value: Any) -> list[Turn]:
-    fault = BadRow("the conversation is not a list of messages")
+def _read_turns(value: Any, what: str = "the conversation") -> list[Turn]:
+    fault = BadRow(f"{what} is not a list of messages")
     messages = parse_list(value) if isinstance(value, str) else value
     if isinstance(messages, Mapping):  # `datasets` keeps some lists as a list of each field
         messages = _turn_over(messages)
@@ -77,15 +103,21 @@ def _read_turns(value: Any) -> list[Turn]:
         {normalise_name(name): one for name, one in message.items() if one is not None}
         for message in messages
     ]
-    if "input" in found[0] and "output" in found[0]:  # Capybara's
-        return [Turn("user", found[0]["input"])]
-    if "content" in found[0] and not _have_roles(found):
-        return [Turn("user", found[0]["content"])]  # Arena-Hard's
-    return [_read_turn(one) for one in found]
+    if _find_role(found[0]) is not None:
+        return [_read_turn(one) for one in found]
+    if len(found) == 1 and "content" in found[0]:  # Arena-Hard's
+        return [Turn("user", found[0]["content"], _list_lost(found[0], "content"))]
+    asked = next((asked for asked, said in _PAIRS if {asked, said} <= found[0].keys()), None)
+    if asked is None:
+        raise BadRow("a message has no role; give each one a role, user or assistant")
+    user = Turn("user", found[0][asked], _list_lost(found[0], asked, "system"))
+    return [Turn("system", found[0].get("system")), user]
 
 
 def _turn_over(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
     held = {name: one for name, one in lists.items() if isinstance(one, list)}
+    if {*map(normalise_name, held)}.isdisjoint((*_SPEAKERS, "input")):
+        return []
     if len({len(one) for one in held.values()}) != 1:
         return []
     return [dict(zip(held, each, strict=True)) for each in zip(*held.values(), strict=True)]
@@ -96,12 +128,29 @@ def _read_turn(message: Mapping[str, Any]) -> Turn:
         raise BadRow("the conversation calls tools")
     if held := next((one for one in _OTHER_MEDIA if not is_empty(message.get(one))), None):
         raise BadRow(f"a message has a field {held!r}, and only text is used")
-    role = _name_role(message.get("role", message.get("from")))
-    return Turn(role, message.get("content", message.get("value", message.get("text"))))
+    role = _name_role(_find_role(message))
+    content = message.get("content", message.get("value", message.get("text")))
+    return Turn(role, content, _list_lost(message, "content"))
+
+
+def _list_lost(message: Mapping[str, Any], *used: str) -> tuple[str, ...]:
+    """The fields of a message that belong to the task, but for those that are used."""
+    return tuple(
+        name
+        for name, value in message.items()
+        if name_kind(name) in ("task", "number") or name in (*SYSTEM, *MATERIAL)
+        if name not in used and holds_words(value)
+    )
+
+
+def _find_role(message: Mapping[str, Any]) -> Any:
+    return next((message[name] for name in _SPEAKERS if not is_empty(message.get(name))), None)
 
 
 def _name_role(role: Any) -> str:
-    plain = role.strip().casefold() if isinstance(role, str) else ""
+    if not isinstance(role, str):
+        raise BadRow("a message has no role; give each one a role, user or assistant")
+    plain = role.strip().casefold()
     if plain in _TOOLS:
         raise BadRow("the conversation calls tools")
     if plain not in _ROLES:
@@ -109,18 +158,25 @@ def _name_role(role: Any) -> str:
     return _ROLES[plain]
 
 
-def _read_content(content: Any) -> str:
-    """The text of a message, which may be in parts."""
-    what = "the first message"
+def read_content(content: Any, what: str) -> str:
+    """Return a text that may be given in parts. Raises BadRow, with `what` it is, if it is none.
+
+    >>> read_content([{"type": "text", "text": "One."}, "Two."], "the message")
+    'One.\\n\\nTwo.'
+    """
     if not isinstance(content, list) or not content:
         return check_text(content or None, what)
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in _TEXT_PARTS:
-            raise BadRow(f"{what} holds a part of type {kind!r}, which is no text")
-        texts.append(check_text(part.get("text"), what))
-    return join_texts(texts)
+    return join_texts([check_text(_read_part(part, what), what) for part in content])
+
+
+def _read_part(part: Any, what: str) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    kind = part.get("type")
+    if kind in _TEXT_PARTS or [*part] == ["text"]:  # without a type, it is Bedrock's
+        return part.get("text")
+    of = f"of type {kind!r}" if kind else f"with the fields {list_names([*map(str, part)])}"
+    raise BadRow(f"{what} holds a part {of}, which is no text")
 
 
 def _are_texts(messages: Sequence[Any]) -> bool:
@@ -136,21 +192,24 @@ def _have_roles(messages: Sequence[Any]) -> bool:
 # How a turn begins, in words that people write too, and in markup; the group is the role.
 _IN_WORDS = (
     re.compile(r"###\s?(Human|User|Assistant|System|Bot):"),
-    re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System):"),
+    re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System|AI|Bot):"),
+    re.compile(r"(?:\A|\n)\s*<(human|bot)>:"),
     re.compile(r"\b(USER|ASSISTANT|SYSTEM):"),
 )
 _IN_MARKUP = (
     re.compile(r"<\|im_start\|>(\w+)\s"),
     re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"),
     re.compile(r"<start_of_turn>(\w+)\s"),
-    re.compile(r"<\|(system|user|prompter|assistant)\|>"),
+    re.compile(r"<[|｜](system|user|prompter|assistant)[|｜]>", re.IGNORECASE),
 )
-_BEGIN = re.compile(r"(?:<s>|<bos>|<\|begin_of_text\|>|\s)*")
-_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<end_of_turn>", "</s>")
+_BEGIN = re.compile(r"(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|\s)*")
+_ENDS = (
+    *("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<end_of_turn>", "</s>"),
+    "<｜end▁of▁sentence｜>",
+)
 # Where these stand inside of a text, it is not only a user's.
 _MARKUP = re.compile(
-    r"<\|(?:im_start|im_end|start_header_id|eot_id|endoftext|system|user|prompter|assistant)\|>"
-    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+    r"<[|｜][A-Za-z][\w▁]*[|｜]>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<extra_id_\d+>"
 )
 _PRINTED = re.compile(r"\s*\[\s*\{\s*'(?:role|from|content|value)'\s*:")  # str() of a list
 _FILLED = re.compile(
@@ -184,16 +243,36 @@ def split_dialogue(text: str) -> list[Turn] | None:
         _, *pieces = way.split(body)
         roles = [_name_role(role) for role in pieces[::2]]
         if way in _IN_MARKUP or {"user", "assistant"} <= {*roles}:
-            contents = map(_strip_end, pieces[1::2])
-            return [Turn(role, content) for role, content in zip(roles, contents, strict=True)]
-    if found := _MARKUP.search(text) or _FILLED.search(text):
+            turns = [Turn(*one) for one in zip(roles, map(_strip_end, pieces[1::2]), strict=True)]
+            for turn in turns:
+                if turn.role != "assistant":
+                    _refuse_markup(_MARKUP.search(turn.content))
+            return turns
+    _refuse_markup(_MARKUP.search(text) or _FILLED.search(text))
+    return None
+
+
+def _refuse_markup(found: re.Match[str] | None) -> None:
+    if found:
         mark = next(filter(None, reversed(found.groups())), found[0])
         raise BadRow(
             f"the text holds {mark!r}, markup of a chat template, which no prompt may hold: of a "
             "dialogue or a filled template give the user's text alone; in a text about such markup "
             "write it with spaces"
         )
-    return None
+
+
+# Where a picture was, in data sets of models that see: in a line of its own, or before a text.
+_PLACE = re.compile(r"\A\s*<(image|video|audio)>|\n\s*<(image|video|audio)>\s*(?:\n|\Z)")
+
+
+def refuse_place_of_media(text: str) -> None:
+    """Raise BadRow if a text stands beside a picture, a film or a sound; HTML closes such a tag."""
+    found = _PLACE.search(text)
+    if found and f"</{found[1] or found[2]}>" not in text:
+        raise BadRow(
+            f"the text belongs to something beside it ({found[0].strip()}), and only text is used"
+        )
 
 
 def _strip_end(content: str) -> str:

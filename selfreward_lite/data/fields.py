@@ -25,6 +25,7 @@ MATERIAL = ("input", "context", "instances")
 ANSWER = "chosen"
 # They say whether a row is a prompt, and one to use.
 STATE = ("parent_id", "role", "deleted")
+ASKERS = ("prompter", "user", "human")  # roles of a prompt
 # A message in OASST's schema.
 MESSAGE = ("message_id", "parent_id", "text", "role", "rank")
 MESSAGE_STATE = ("lang", "deleted", "review_result", "synthetic", "tree_state")
@@ -35,9 +36,15 @@ READ = USED | {*MESSAGE, *MESSAGE_STATE}
 # Of fields that no prompt is made of, these names, or names with these words, belong to the task.
 # The first list that has a name decides.
 _TASK = (
-    *("target_language", "target_lang", "test_list", "file", "files", "attachments"),
+    *("test_list", "file", "files", "attachments"),
     *("output_format", "answer_format", "response_format", "output_schema"),
 )
+# In which language an answer should be.
+_LANGUAGE = re.compile(
+    r"(?:tgt|target|to|dest|output|response|answer|reply)_lang(?:uage)?(?:_code)?"
+)
+# Lists of numbers under these names are a task's too; under others they are somebody's figures.
+NUMBERS = ("numbers", "nums", "rows", "cells", "array", "arrays", "matrix", "operands")
 _CHOICES = (
     *("choice", "choices", "option", "options", "ending", "endings", "distractor", "distractors"),
     *("opa", "opb", "opc", "opd", "ope", "mc", "candidates"),
@@ -84,8 +91,11 @@ _MATERIALS = (
     *("tables", "code", "snippet", "snippets", "essay", "email", "review", "schema", "content"),
     *("contents", "body", "selftext", "fact", "facts", "tool", "tools", "function", "functions"),
     *("constraint", "constraints", "requirement", "requirements", "persona", "input", "inputs"),
-    *("messages", "hint", "hints", "text", "texts"),
+    *("messages", "hint", "hints", "text", "texts", "instructions", "guideline", "guidelines"),
+    *("rules", "definition", "definitions", "preamble", "directive", "directives"),
 )
+# Lists of labels under these names say where a row is from.
+SOURCES = ("source", "sources")
 # Of a conversation they are the name. Of a `text` they are the first part.
 TITLES = ("title", "subject", "headline")
 
@@ -99,7 +109,8 @@ def normalise_name(name: str) -> str:
     >>> normalise_name(" System Prompt"), normalise_name("PROMPT"), normalise_name("systemPrompt")
     ('system_prompt', 'prompt', 'system_prompt')
     """
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    # The keys of a map in Parquet may be of any kind.
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name).strip())
     return re.sub(r"[\s-]+", "_", apart).casefold()
 
 
@@ -120,7 +131,9 @@ def name_kind(name: str) -> Kind:
         return "used"
     if plain in ("max_words", "min_words") or not {*_CHOICES, *_LIMITS}.isdisjoint(words):
         return "number"
-    if plain in _TASK or not {*_BEFORE}.isdisjoint(words):
+    if plain in (*_TASK, *NUMBERS) or _LANGUAGE.fullmatch(plain):
+        return "task"
+    if not {*_BEFORE}.isdisjoint(words):
         return "task"
     if words and words[-1] in _LABELS:
         return "harmless"

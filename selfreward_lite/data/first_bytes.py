@@ -14,7 +14,7 @@ _START = 4096  # bytes
 _GZIP = b"\x1f\x8b"
 _ZIP = b"PK\x03\x04"
 _PARQUET = b"PAR1"
-_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 _JSON_NAMES = (".json", ".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
 _AS_CSV = "save what is in it as CSV (UTF-8), and give that file"
@@ -55,7 +55,24 @@ _CONTROLS = bytes({*range(32)} - {*b"\0\t\n\v\f\r\x1b"})  # zeros are left by cr
 def name_foreign(path: Path) -> str | None:
     """Return what a file of another program is, and what to do with it; None for any other."""
     with path.open("rb") as file:
-        return _name_foreign(file.read(_START), path)
+        start = file.read(_START)
+    if start.startswith(_GZIP):
+        inside = _read_inside(path)
+        return _name_foreign(inside, None) or _name_packed(inside)
+    return _name_foreign(start, path)
+
+
+def name_text(path: Path) -> str | None:
+    """Return what a file of text without a known name holds, and what to call it, if it is JSON."""
+    with path.open("rb") as file:
+        start = file.read(_START)
+    return _name_text(".csv", start) if start else None
+
+
+def _name_packed(inside: bytes) -> str:
+    if inside.startswith(_PARQUET):
+        return "a Parquet file, packed with gzip; unpack it"
+    return "packed with gzip; say in its name what is in it, as in prompts.jsonl.gz"
 
 
 def name_mistake(path: Path) -> str | None:

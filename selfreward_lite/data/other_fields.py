@@ -2,7 +2,7 @@
 
 Their names tell it where they are known (`fields`). Under any other name, lists and objects with
 words in them belong to the task, and so do texts, unless they are long labels: the same few in all
-rows of a file.
+rows of a file, and mostly no sentences.
 """
 
 import re
@@ -18,6 +18,7 @@ _SIGNS = 8  # of scripts without spaces between words
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG = 200  # characters; a longer text is no label, even if it is the same in all rows
 _ROWS = 5  # with a label, on average
+_ENDS = (*".?!:", *"。？！：")  # of a sentence; a label has none
 _NUMBER = re.compile(r"\s*(?:[-+]?[.,]?\d[\d.,]*(?:[eE][-+]?\d+)?\s*%?|true|false)\s*", re.I)
 
 
@@ -35,7 +36,7 @@ def find_task_fields(rows: Iterable[DataRow]) -> frozenset[str]:
         for name, value in row.items():
             if fields.name_kind(name) == "unknown" and not is_empty(value):
                 values[fields.normalise_name(name)].append(value)
-    return frozenset(name for name, held in values.items() if _are_of_a_task(held))
+    return frozenset(name for name, held in values.items() if _are_of_a_task(name, held))
 
 
 def list_lost(held: Mapping[str, Any], main: str, prompt: str, found: Collection[str]) -> list[str]:
@@ -93,37 +94,52 @@ def _belongs(
         return main == "text"
     if len(name) == 1 and name in "abcdefgh":  # the choices of a question
         return {"a", "b"} <= held.keys()
+    if name == "role":  # of a message, or what the answer should be written as
+        return not (isinstance(value, str) and value.strip().casefold() in fields.ASKERS)
+    if name in fields.NUMBERS:
+        return isinstance(parse_list(value) if isinstance(value, str) else value, list)
     if kind == "task":
-        return _holds_words(value)
+        return holds_words(value)
     return kind == "number" or (kind == "unknown" and name in found and _can_be_text(value))
 
 
-def _are_of_a_task(values: Collection[Any]) -> bool:
+def _are_of_a_task(name: str, values: Collection[Any]) -> bool:
     """Whether the values of a field with an unknown name are texts of their own."""
-    if any(_is_list_of_words(one) for one in values):
+    lists = [one for one in values if _is_list_of_words(one)]
+    if name in fields.SOURCES:
+        lists = [one for one in lists if not _is_list_of_labels(one)]
+    if lists or any(isinstance(one, bytes) and one for one in values):
         return True
     texts = [one for one in values if is_text(one)]
     if not texts:
         return False
     labels = len({*texts}) <= 1 + len(texts) // _ROWS and len(texts) > 1
-    return not labels or any(len(one) > _LONG for one in texts)
+    if not labels or any(len(one) > _LONG for one in texts):
+        return True
+    sentences = [one for one in texts if one.rstrip().endswith(_ENDS)]
+    return 2 * len(sentences) > len(values)
+
+
+def _is_list_of_labels(value: Any) -> bool:
+    held = parse_list(value) if isinstance(value, str) else value
+    return isinstance(held, list) and all(isinstance(one, str) and not is_text(one) for one in held)
 
 
 def _can_be_text(value: Any) -> bool:
-    return is_text(value) or _is_list_of_words(value)
+    return is_text(value) or isinstance(value, bytes) or _is_list_of_words(value)
 
 
 def _is_list_of_words(value: Any) -> bool:
     held = parse_list(value) if isinstance(value, str) else value
-    return isinstance(held, list | Mapping) and _holds_words(held)
+    return isinstance(held, list | Mapping) and holds_words(held)
 
 
-def _holds_words(value: Any) -> bool:
-    """Whether there is more in a value than numbers and truth values."""
+def holds_words(value: Any) -> bool:
+    """Return whether there is more in a value than numbers and truth values."""
     if isinstance(value, Mapping):
-        return any(map(_holds_words, value.values()))
+        return any(map(holds_words, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(_holds_words, value))
+        return any(map(holds_words, value))
     if isinstance(value, bytes):
         return bool(value)
     return isinstance(value, str) and not is_empty(value) and not is_number(value)

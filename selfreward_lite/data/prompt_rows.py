@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from selfreward_lite.data import fields, other_fields
-from selfreward_lite.data.dialogues import join_first_turn, read_first_turn, split_dialogue
-from selfreward_lite.data.other_fields import is_said, squeeze
+from selfreward_lite.data.dialogues import (
+    join_first_turn,
+    read_content,
+    read_first_turn,
+    refuse_place_of_media,
+    split_dialogue,
+)
+from selfreward_lite.data.other_fields import holds_words, is_said, is_text, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -26,8 +32,10 @@ from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
 _NO_ID = ("", "nan", "none", "null")  # how tables and pandas write that there is none
+_TEMPLATE = 12  # words that a template of a whole row may add, beside Alpaca's
 # What people write where a task has no material.
 _FILLERS = ("<noinput>", "noinput", "no input", "n/a", "none", "nan", "null")
+_NO_TEXT = (*_FILLERS, "<na>", "undefined")  # the same, where the prompt itself should be
 _ASKING = (*fields.CHATS, *(name for name in fields.PROMPTS if name not in fields.MATERIAL))
 _CELL_FAULTS = ("#REF!", "#NAME?", "#VALUE!", "#N/A", "#DIV/0!", "#NULL!", "#NUM!", "#ERROR!")
 
@@ -47,6 +55,7 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         found += _extract_from_file(kept, rows, unread)
         names = _list_unused([row for _, row in placed], left_out)
         unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
+    _note_wrong_names(rows, left_out)
     if not found:
         raise DataError(f"{rows.path}: no prompt in it{rows.describe_skipped()}; give another file")
     for shown in dict.fromkeys(filter(None, unused.values())):
@@ -57,6 +66,13 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         place = files[0] if len(files) == 1 else rows.path
         rows.notes.append(f"{place}: {what}: {list_names([*shown])}")
     return found
+
+
+def _note_wrong_names(rows: DataRows, left_out: set[str]) -> None:
+    """Add a note on names of fields to leave out that no row has."""
+    there = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
+    if wrong := sorted(left_out.difference(map(fields.normalise_name, there))):
+        rows.notes.append(f"{rows.path}: no row has the fields {list_names(wrong)} to ignore")
 
 
 def _drop(row: DataRow, left_out: Collection[str]) -> DataRow:
@@ -72,7 +88,9 @@ def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str
         for name, value in row.items():
             if name in names or is_empty(value):
                 continue
-            if (plain := fields.normalise_name(name)) in left_out or plain not in fields.USED:
+            plain = fields.normalise_name(name)
+            is_label = plain in fields.LISTS and not _is_list(value)
+            if plain in left_out or plain not in fields.USED or is_label:
                 names[name] = None
     return [*names]
 
@@ -115,13 +133,13 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
         material = [name for name in fields.MATERIAL if name in held and name != main]
         parts = _add_material(asked, [_read_material(name, held[name]) for name in material])
         used.update(material)
-    before = [check_text(held[name], f"field {name!r}") for name in fields.SYSTEM if name in held]
-    prompt = join_texts([*before, *parts])
-    for name in (*_MAIN, *fields.MATERIAL):
-        if name in held and name not in used and not _repeats(name, held[name], asked, prompt):
+    prompt = join_texts([*_read_system(held, parts[0]), *parts])
+    refuse_place_of_media(prompt)
+    for name in (*_MAIN, *fields.MATERIAL, fields.ANSWER):
+        if name in held and name not in used and not _repeats(name, held, asked, prompt):
             raise BadRow(
                 f"field {name!r} says something else than field {main!r}, which is used; join them "
-                "in one"
+                f"in one, or leave it out with the setting prompts.ignore={name}"
             )
     if task_fields is None:
         task_fields = other_fields.find_task_fields([row])
@@ -133,6 +151,19 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
             f"{names}"
         )
     return prompt
+
+
+def _read_system(held: Mapping[str, Any], begin: str) -> list[str]:
+    """What stands before the prompt, without what another field or the prompt begins with."""
+    texts: list[str] = []
+    for name in fields.SYSTEM:
+        if name not in held:
+            continue
+        text = read_content(held[name], f"field {name!r}")
+        known = [squeeze(one) for one in (*texts, begin)]
+        if not any(_begins(one, squeeze(text)) for one in known):
+            texts.append(text)
+    return texts
 
 
 def _add_material(asked: str, material: Sequence[str]) -> list[str]:
@@ -148,10 +179,14 @@ def _add_material(asked: str, material: Sequence[str]) -> list[str]:
 
 def _begins_or_ends(whole: str, part: str) -> bool:
     """Whether a text begins with the words of another, or ends with them if they are several."""
-    before, after = whole[: -len(part)], whole[len(part) :]
-    if whole.startswith(part) and not after[:1].isalnum():
+    before = whole[: -len(part)]
+    if _begins(whole, part):
         return True
-    return other_fields.is_text(part) and whole.endswith(part) and not before[-1:].isalnum()
+    return is_text(part) and whole.endswith(part) and not before[-1:].isalnum()
+
+
+def _begins(whole: str, part: str) -> bool:
+    return whole.startswith(part) and not whole[len(part) :][:1].isalnum()
 
 
 def name_fields(row: DataRow) -> dict[str, Any]:
@@ -162,7 +197,7 @@ def name_fields(row: DataRow) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in row.items():
         plain = fields.normalise_name(name)
-        if is_empty(value) or (plain not in _ASKING and _is_filler(value)):
+        if is_empty(value) or (plain not in _ASKING and is_filler(value)):
             continue
         if plain in found:
             raise BadRow(f"two fields are named {plain!r}")
@@ -212,7 +247,8 @@ def _is_deleted(row: DataRow) -> bool:
     return bool(held) and read_truth("deleted", held[0]) is True
 
 
-def _is_filler(value: Any) -> bool:
+def is_filler(value: Any) -> bool:
+    """Return whether a value is a word that people and programs write where there is nothing."""
     return isinstance(value, str) and value.strip().casefold() in _FILLERS
 
 
@@ -250,13 +286,15 @@ def _read_main(name: str, value: Any) -> str:
         value = value.get("text")
     elif isinstance(value, Mapping) and isinstance(value.get("role"), str):  # one message
         value = [value]
-    if isinstance(value, list) or name in (*fields.CHATS, *fields.LISTS):
-        return read_first_turn(value)
+    if isinstance(value, list) or name in (*fields.CHATS, *fields.LISTS, fields.ANSWER):
+        return read_first_turn(value, f"field {name!r}")
     if other_fields.is_number(value):
         raise BadRow(f"field {name!r} is only a number or a truth value")
     text = check_text(value, f"field {name!r}")
     if text.strip() in _CELL_FAULTS:
         raise BadRow(f"field {name!r} holds an error of a spreadsheet ({text.strip()})")
+    if text.strip().casefold() in _NO_TEXT:
+        raise BadRow(f"field {name!r} holds only {text.strip()!r}, which stands for nothing")
     turns = split_dialogue(text)
     return join_first_turn(turns) if turns else text
 
@@ -265,25 +303,62 @@ def _read_material(name: str, value: Any) -> str:
     """What belongs to a prompt; of self-instruct's instances the first one's, which may be none."""
     what = f"field {name!r}"
     if name != "instances":
-        return check_text(value, what)
+        # A table gives a whole number as text, too.
+        return str(value) if type(value) is int else check_text(value, what)
     if not (_is_list(value) and isinstance(value[0], Mapping) and "input" in value[0]):
         raise BadRow(f"{what} is not a list of objects with an input")
     first = value[0]["input"]
     return "" if is_empty(first) else check_text(first, what)
 
 
-def _repeats(name: str, value: Any, asked: str, prompt: str) -> bool:
+def _repeats(name: str, held: Mapping[str, Any], asked: str, prompt: str) -> bool:
     """Whether a field beside the prompt says nothing new; `text` is the whole row in Alpaca's."""
+    value = held[name]
     try:
         if name == "text":
-            said = squeeze(check_text(value, name))
-            return squeeze(asked) in said or said.startswith("below is ")
+            return _is_whole_row(squeeze(check_text(value, name)), held, asked)
+        if name == fields.ANSWER:
+            return _begins_alike(value, prompt)
         if name in fields.LISTS and not _is_list(value):
-            return True
+            words = is_text(value) or (isinstance(value, Mapping) and holds_words(value))
+            return not words or is_said(value, squeeze(prompt))
         said = _read_material(name, value) if name in fields.MATERIAL else _read_main(name, value)
     except BadRow:
         return False
     return squeeze(said) in squeeze(prompt)
+
+
+def _is_whole_row(text: str, held: Mapping[str, Any], asked: str) -> bool:
+    """Whether a text is made of the other fields of its row, and of a template's few words."""
+    if text.startswith("below is "):
+        return True
+    if squeeze(asked) not in text:
+        return False
+    others = _list_texts([one for name, one in held.items() if name != "text"])
+    for other in sorted((*map(squeeze, others), squeeze(asked)), key=len, reverse=True):
+        text = text.replace(other, " ")
+    return len(text.split()) <= _TEMPLATE
+
+
+def _list_texts(value: Any) -> list[str]:
+    """The texts in a value, not its labels."""
+    if isinstance(value, Mapping):
+        value = [*value.values()]
+    if isinstance(value, list):
+        return [text for one in value for text in _list_texts(one)]
+    return [value] if is_text(value) else []
+
+
+def _begins_alike(answer: Any, prompt: str) -> bool:
+    """Whether a chosen answer is that alone, or a conversation that begins with the prompt."""
+    answer = (isinstance(answer, str) and parse_list(answer)) or answer
+    if isinstance(answer, list) and not all(isinstance(one, Mapping) for one in answer):
+        return True
+    try:
+        begin = read_first_turn(answer)
+    except BadRow:
+        return True
+    return squeeze(begin) in squeeze(prompt)
 
 
 def _is_list(value: Any) -> bool:

@@ -17,10 +17,11 @@ from selfreward_lite.data.checkable import ranked as checkable_ranked
 from selfreward_lite.data.checkable.kinds import encode_constraints
 from selfreward_lite.data.checkable.requests import add_constraints, draw_held_out_requests
 from selfreward_lite.data.data_files import read_rows
+from selfreward_lite.data.dialogues import split_dialogue
 from selfreward_lite.data.prompt_rows import read_id
 from selfreward_lite.data.ranked_rows import is_english, read_messages
 from selfreward_lite.data.records import Outcome, Prompt, Record, Response, make_id, seed_for
-from selfreward_lite.data.rows import describe_counts, is_empty
+from selfreward_lite.data.rows import BadRow, describe_counts, is_empty
 from selfreward_lite.data.tiny import tasks
 from selfreward_lite.data.tiny.ranked import ANSWERS, generate_ranked_rows
 from selfreward_lite.system.errors import DataError
@@ -238,9 +239,22 @@ def _reason_to_leave_out(row: Mapping[str, Any]) -> str | None:
     state = row.get("tree_state")
     if not is_empty(state) and state != "ready_for_export":
         return "tree not ready for export"
-    if read_id(row.get("parent_id")) is None and row["role"] != "prompter":
+    text = str(row["text"] or "").strip()
+    if read_id(row.get("parent_id")) is not None:
+        return None if text else "empty text"
+    if row["role"] != "prompter":
         return "answer without parent_id"
-    return None if str(row["text"] or "").strip() else "empty text"
+    if text and _is_dialogue(text):
+        return "prompt that is a dialogue, or holds chat markup"
+    return None if text else "empty text"
+
+
+def _is_dialogue(text: str) -> bool:
+    """Whether a prompt is more than a user's first turn, to which its answers are not ranked."""
+    try:
+        return split_dialogue(text) is not None
+    except BadRow:
+        return True
 
 
 def _build_records(index: int, text: str, answers: Sequence[str], namespace: str) -> RankedPrompt:

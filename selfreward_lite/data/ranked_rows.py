@@ -9,14 +9,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from selfreward_lite.data.fields import MESSAGE, normalise_name
-from selfreward_lite.data.prompt_rows import name_shape, read_id
+from selfreward_lite.data.fields import MATERIAL, MESSAGE, SYSTEM, name_kind, normalise_name
+from selfreward_lite.data.other_fields import holds_words
+from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
     DataRows,
     find_text_fault,
     is_empty,
+    list_names,
     read_truth,
 )
 from selfreward_lite.system.errors import DataError
@@ -38,6 +40,9 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
                 found.append(_check_message(message))
             except BadRow as bad:
                 rows.refuse(place, str(bad))
+    unused = {name for one in found for name, value in one.items() if _is_unknown(name, value)}
+    if unused:
+        rows.notes.append(f"{rows.path}: fields that are not used: {list_names(sorted(unused))}")
     if found and all(one.get("rank") is None for one in found):
         names = {name for one in found for name in one}
         scored = next((name for name in _SCORES if name in names), None)
@@ -64,23 +69,27 @@ def is_english(language: Any) -> bool:
 
 def _list_messages(row: DataRow) -> Iterator[dict[str, Any]]:
     """The messages of a row: all of a tree, each with its parent, else the row itself."""
-    named = {normalise_name(name): value for name, value in row.items()}
-    prompt = named.get("prompt")
-    if not (isinstance(prompt, Mapping) and "message_id" in prompt):
+    named = _name_fields(row)
+    prompt = _name_fields(named["prompt"]) if isinstance(named.get("prompt"), Mapping) else {}
+    if "message_id" not in prompt:
         yield named
         return
     state = {name: value for name, value in named.items() if name == "tree_state"}
-    waiting: list[tuple[Mapping[str, Any], Any]] = [(prompt, None)]
+    beside = {name: value for name, value in named.items() if name != "prompt"}
+    waiting: list[tuple[dict[str, Any], Any]] = [(beside | prompt, None)]
     while waiting:
         message, parent = waiting.pop()
-        own = {name: value for name, value in message.items() if name != "replies"}
-        yield {**state, "parent_id": parent, **own}
-        replies = message.get("replies")
+        replies = message.pop("replies", None)
+        yield {**state, "parent_id": parent, **message}
         waiting += [
-            (reply, message.get("message_id"))
+            (_name_fields(reply), message.get("message_id"))
             for reply in reversed(replies if isinstance(replies, list) else [])
             if isinstance(reply, Mapping)
         ]
+
+
+def _name_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {normalise_name(name): value for name, value in row.items()}
 
 
 def _check_message(row: dict[str, Any]) -> dict[str, Any]:
@@ -93,21 +102,44 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
         )
     if missing:
         raise BadRow(f"no field {missing[0]!r}; ranked data must be in OASST's schema")
-    if row["role"] not in ("prompter", "assistant"):
-        raise BadRow(f"role {row['role']!r} is neither prompter nor assistant")
-    for name in ("message_id", "parent_id"):
-        if not isinstance(row.get(name), str | int | float | None):
-            raise BadRow(f"{name} {row[name]!r} is not an id")
-    if read_id(row["message_id"]) is None:
-        raise BadRow("message_id is empty")
-    fault = find_text_fault(row["text"])
-    if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
-        raise BadRow(f"text {fault}")
-    converted = {"rank": _read_rank(row["rank"])} if "rank" in row else {}
+    if fault := _find_fault(row):
+        raise BadRow(fault)
+    converted: dict[str, Any] = {"role": row["role"].strip().casefold()}
+    if "rank" in row:
+        converted["rank"] = _read_rank(row["rank"])
     for name in ("deleted", "synthetic", "review_result"):
         if name in row:
             converted[name] = read_truth(name, row[name])
     return row | converted
+
+
+def _find_fault(row: Mapping[str, Any]) -> str | None:
+    """Why a message cannot be used, None if it can."""
+    role = row["role"].strip().casefold() if isinstance(row["role"], str) else ""
+    if role not in ("prompter", "assistant"):
+        return f"role {row['role']!r} is neither prompter nor assistant"
+    for name in ("message_id", "parent_id"):
+        if not isinstance(row.get(name), str | int | float | None):
+            return f"{name} {row[name]!r} is not an id"
+    if read_id(row["message_id"]) is None:
+        return "message_id is empty"
+    fault = find_text_fault(row["text"])
+    if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
+        return f"text {fault}"
+    lost = next((name for name, value in row.items() if _belongs(name, value)), None)
+    if lost is None:
+        return None
+    return f"field {lost!r} belongs to the task and is not used; write it into the text"
+
+
+def _is_unknown(name: str, value: Any) -> bool:
+    return name_kind(name) == "unknown" and holds_words(value)
+
+
+def _belongs(name: str, value: Any) -> bool:
+    """Whether a field beside a message's text changes what is asked."""
+    is_task = name_kind(name) in ("task", "number") or name in (*SYSTEM, *MATERIAL)
+    return is_task and holds_words(value) and not is_filler(value)
 
 
 def _read_rank(value: Any) -> int | float | None:

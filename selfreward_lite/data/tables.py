@@ -1,4 +1,4 @@
-"""Tables as text: CSV with commas, semicolons or tabs, as spreadsheets and programs write it.
+"""Tables as text: CSV with commas, semicolons, tabs or bars, as spreadsheets and programs write it.
 
 Python's csv is used because it says in which line of the file a row begins.
 """
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from selfreward_lite.data.fields import is_read
+from selfreward_lite.data.fields import is_read, name_kind
 from selfreward_lite.data.rows import DataRows, PlacedRows
 from selfreward_lite.data.text_files import WINDOWS, guess_encoding, is_utf8, open_text
 from selfreward_lite.system.errors import DataError
@@ -59,6 +59,8 @@ def _read_records(path: Path, rows: DataRows, encoding: str) -> Iterator[tuple[i
         begin, announced = _read_begin(lines)
         header = begin[-1] if begin else ""
         delimiter = announced or _find_delimiter(header, ".tsv" in path.suffixes)
+        if delimiter == "|" and header.lstrip().startswith("|"):
+            raise DataError(f"{path}:{len(begin)}: a table of Markdown; save it as CSV")
         reader = csv.reader(chain(begin, lines), delimiter=delimiter, strict=True)
         while True:
             first = reader.line_num + 1  # a row may take several lines
@@ -79,7 +81,8 @@ def _read_records(path: Path, rows: DataRows, encoding: str) -> Iterator[tuple[i
                 continue
             if record is None:
                 return
-            if any(record):  # rows without a value end the tables of some programs
+            # Rows without a value end the tables of some programs, a sign of its own those of DOS.
+            if any(record) and record != ["\x1a"]:
                 yield first, record
 
 
@@ -106,7 +109,16 @@ def _find_delimiter(header: str, tabs: bool) -> str:
         names = next(csv.reader([header], delimiter=delimiter), [])
         return sum(map(is_read, names)), header.count(delimiter)
 
-    return max(("\t", ",", ";") if tabs else (",", ";", "\t"), key=count)
+    return max(("\t", ",", ";", "|") if tabs else (",", ";", "\t", "|"), key=count)
+
+
+def name_table(line: str) -> str | None:
+    """Return the suffix for a table with such a first line; None if no column is a prompt's."""
+    for delimiter, suffix in (("\t", ".tsv"), (",", ".csv"), (";", ".csv")):
+        names = line.split(delimiter)
+        if len(names) > 1 and any(name_kind(name.strip(' "\r\n')) == "used" for name in names):
+            return suffix
+    return None
 
 
 def _name_columns(header: list[str], place: str) -> list[str]:

@@ -19,10 +19,13 @@ JUDGMENTS = 100
 LEAST_SHARE = 0.05
 # The 99 % interval: of judges that are right in 60 % of the pairs, the 95 % one stops 1 in 3,000.
 STOP_Z = 2.5758293035489004
+# Of fewer scores, chance makes all the same, or nearly all pairs wrong, now and then.
+ENOUGH_ALIKE, ENOUGH_ORDERED = 20, 40
 SAME_SHARE = 0.95  # of the scores one value: nothing is told apart
 HELP = (
-    "a larger base, another template set (model.templates), or best answers to train on first "
-    "(seed_stage.ift_examples) may help"
+    "a larger base, another template set (model.templates), best answers to train on first "
+    "(seed_stage.ift_examples), or constraints that decide instead (prompts.constraints, "
+    "pairs.verify=score) may help"
 )
 
 
@@ -61,6 +64,8 @@ class FirstLook:
     def summary(self) -> str:
         """Return the numbers as one sentence."""
         text = f"{self.written} of {self.judgments} scores were written as asked"
+        if first := self.read - self.written - self.forced:
+            text += f", {first} before their reasons"
         if self.forced:
             text += f", {self.forced} forced"
         if math.isnan(self.accuracy):
@@ -118,16 +123,17 @@ def find_faults(seen: FirstLook, *, eft: bool) -> Iterator[str]:
             else "there would be no pairs. judge.close=force gives every judgment a score"
         )
         yield f"{usable} of {seen.judgments} scores were {what}, so {remedy}; {HELP}"
-    if seen.scores and seen.scores.most_common(1)[0][1] >= SAME_SHARE * seen.read:
-        score, count = seen.scores.most_common(1)[0]
+    score, count = (seen.scores.most_common(1) or [(math.nan, 0)])[0]
+    if seen.read >= ENOUGH_ALIKE and count >= SAME_SHARE * seen.read:
         yield (
             f"{count} of {seen.read} scores are {score:g}, so the judge tells nothing apart. "
             f"judge.score=expected may; {HELP}"
         )
-    if seen.accuracy + STOP_Z * seen.error < 0.5:
+    if seen.read >= ENOUGH_ORDERED and seen.accuracy + STOP_Z * seen.error < 0.5:
         yield (
             f"the judge puts {seen.accuracy:.0%} (95 %: {seen.low:.0%} to {seen.high:.0%}) of the "
-            f"pairs of ranked answers in the humans' order, so chance is better; {HELP}"
+            "pairs of ranked answers in the humans' order, so chance is better. "
+            f"{HELP[0].upper()}{HELP[1:]}"
         )
 
 

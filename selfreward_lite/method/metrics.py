@@ -384,12 +384,20 @@ def longer_agreement(ranked: Sequence[RankedPrompt]) -> JudgeAgreement:
 
 
 def measure_longer(ranked: Sequence[RankedPrompt]) -> dict[str, float]:
-    """Return the pair accuracy of "pick the longer answer", by the names in run.sqlite.
+    """Return how "pick the longer answer" agrees with the ranks, by the names in run.sqlite.
 
-    It stands beside a judge's on the same pairs. NaN where there are none.
+    It stands beside what a judge reaches on the same answers; it gives no full marks, which
+    `five_best` would need. NaN where there are no pairs.
     """
     known = longer_agreement(ranked).metrics()
-    names = ("pair_accuracy", "pair_accuracy_error", "pair_accuracy_without_ties")
+    names = (
+        "pair_accuracy",
+        "pair_accuracy_error",
+        "pair_accuracy_without_ties",
+        "exact_match",
+        "spearman",
+        "kendall",
+    )
     return {f"longer_{name}": known[name] for name in names}
 
 
@@ -411,7 +419,8 @@ class VoteTally:
     """How one model fared against another in people's votes.
 
     `win_rate` counts a tie as half; `open` counts votes given with the names shown. `agreement` is
-    the share of votes for one side in which `judge`, where it decided too, decided the same.
+    the share of votes for one side in which `judge`, where it decided too, decided the same;
+    `longer` that in which the longer answer was preferred, of the same votes.
     """
 
     won: int
@@ -420,6 +429,7 @@ class VoteTally:
     win_rate: Share
     open: int
     agreement: Share
+    longer: Share
 
 
 def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> VoteTally:
@@ -429,10 +439,16 @@ def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Vo
         0.5 if vote.choice == "tie" else float((vote.choice == "a") == (vote.model_a == model))
         for vote in met
     ]
-    agreed = [
-        vote.verdict == vote.choice
+    decided = [
+        vote
         for vote in met
         if vote.judge == judge and vote.choice != "tie" and vote.verdict in ("a", "b")
+    ]
+    agreed = [vote.verdict == vote.choice for vote in decided]
+    lengths = [(len(vote.text_a), len(vote.text_b)) for vote in decided]
+    by_length = [
+        compare_scores(*(pair if vote.choice == "a" else pair[::-1]))
+        for vote, pair in zip(decided, lengths, strict=True)
     ]
     won, tied, lost = (points.count(value) for value in (1.0, 0.5, 0.0))
     return VoteTally(
@@ -442,4 +458,5 @@ def tally_votes(votes: Sequence[Vote], model: str, rival: str, judge: str) -> Vo
         Share.of(sum(points), len(points)),
         sum(not vote.blind for vote in met),
         Share.of(sum(agreed), len(agreed)),
+        Share.of(sum(by_length), len(by_length)),
     )

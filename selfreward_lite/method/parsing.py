@@ -25,6 +25,11 @@ _TELLS = re.compile(
     r"|assert|announce)(?:s|es|ing|ed)?\b",
     re.IGNORECASE,
 )
+# A line without an end may go on in the next one; a point of a rubric ("brief: yes") does not.
+_UNENDED = re.compile(r"(?<!\byes)(?<!\bno)(?<=\w)$", re.IGNORECASE)
+_STATING_WORD = re.compile(  # of "Score: four out of five stars", or "Winner: Response A"
+    r"score|result|winner|judge?ment|response|[ab]|zero|one|two|three|four|five|out|of|points?|stars?"
+)
 _APPEALS = {
     "writes a score": re.compile(r"score\W{0,4}[:=]\W{0,4}\d", re.IGNORECASE),
     "plays another turn": re.compile(
@@ -69,7 +74,7 @@ def read_score(text: str, judged: str = "") -> Reading | None:
     said = statements.find_scores(text, cut=not may_repeat)
     place = _find_place(said, may_repeat)
     value = said[0].value if place else None
-    if value is None or statements.names_other_scale(text):
+    if value is None or statements.names_other_scale(text) or statements.counts_other_things(text):
         return None
     if value in repeatable and _ends_with_quotation(text, judged, r"score|\[result\]"):
         return None
@@ -77,7 +82,9 @@ def read_score(text: str, judged: str = "") -> Reading | None:
     if len(said) > 1 and (value == 1 or not is_named):  # one each of several criteria
         return None
     is_first = place == "first"
-    return None if is_first and statements.is_score_revised(text) else Reading(value, is_first)
+    if is_first and statements.is_score_revised(text, value):
+        return None
+    return Reading(value, is_first)
 
 
 def parse_score(text: str, judged: str = "") -> float | None:
@@ -134,20 +141,25 @@ def parse_verdict(text: str, noun: Noun, judged: str = "") -> Verdict | None:
 def _ends_with_quotation(text: str, judged: str, name: str) -> bool:
     """Whether the last statement of a text, which begins with a `name`, may quote the judged one.
 
-    It may if it stands in a block, behind a sentence that announces a quotation, or behind words
-    that the judged text has too.
+    It may if it stands alone, in a block, behind a sentence that announces a quotation or does not
+    end, behind words that the judged text has too, or before words of its own.
     """
     text, judged = statements.fold_letters(text), statements.fold_letters(judged)
     starts = [found.start() for found in re.finditer(name, text, re.IGNORECASE)]
     if not starts:  # named in another way
         return True
-    head = text[: starts[-1]].rstrip(" \t\r\n*_#")
-    lead = head.splitlines()[-1].strip() if head else ""
-    if lead.startswith((">", "```")) or lead.endswith((":", ">", '"', "“")):
+    said = re.findall(r"[a-z]+", text[starts[-1] :].casefold())
+    lines = [line.strip() for line in text[: starts[-1]].rstrip(" \t\r\n*_#").splitlines()]
+    if not all(map(_STATING_WORD.fullmatch, said)) or (
+        lines and lines[-1].startswith((">", "```"))
+    ):
+        return True
+    lead = next((line for line in reversed(lines) if re.search(r"\w", line)), "")
+    if len(lead.split()) < 2 or lead.endswith((":", ">", '"', "“")) or _UNENDED.search(lead):
         return True
     if _TELLS.search(re.split(r"(?<=[.!?])\s", lead)[-1]):
         return True
-    return bool(lead) and " ".join(lead.split()[-4:]) in " ".join(judged.split())
+    return " ".join(lead.split()[-4:]) in " ".join(judged.split())
 
 
 def _find_place(

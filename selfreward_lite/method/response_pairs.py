@@ -127,7 +127,7 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
 
     With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋,
     rejected the longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against
-    worst.
+    worst. With `schedule.rejected` "nearest" it is the one whose length is nearest to the chosen.
 
     >>> scores = ("a", 5.0, 1900), ("b", 4.2, 1500), ("c", 2.0, 1800)
     >>> schedule = Schedule(rho=0.32, judgment_pairs=False)
@@ -148,7 +148,10 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
     high = [one for one in scored if one.may_win and one.score >= least - SCORE_TOLERANCE]
     low = [one for one in scored if one.score <= most + SCORE_TOLERANCE]
     chosen = min(high, key=lambda one: (one.length, -one.score))
-    rejected = max(low, key=lambda one: (one.length, -one.score))
+    if schedule.rejected == "longest":
+        rejected = max(low, key=lambda one: (one.length, -one.score))
+    else:
+        rejected = min(low, key=lambda one: (abs(one.length - chosen.length), one.score))
     if chosen.score - rejected.score < schedule.min_gap - SCORE_TOLERANCE:
         return "scores too close"
     limit = schedule.max_chosen_response

@@ -46,28 +46,33 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 
+_FOREIGN_NAME = (  # those that mean nothing but a score
+    r"(?:gesamt)?punktzahl|pontuação|puntuación(?:\s+final)?|puntaje|punteggio|note\s+finale|puan"
+    r"|(?:итоговая\s+)?оценка|总分|總分|(?:最终|最終)?(?:得分|评分|評分)|スコア|(?:최종\s*)?점수|điểm"
+)
 _SCORE_NAME = (
     r"(?:the\s+|my\s+)?(?:(?:final|total|overall|new|updated|revised)\s+)?(?:evaluation\s+)?"
     r"(?:score|rating|grade)(?:\s*[(\[]\s*(?:0\s*[-–]\s*5|out of 5)\s*[)\]])?"
     r"(?:\s+(?:for|of)\s+(?:the|this)\s+(?:response|answer|reply))?"
-    r"|pontuação|punktzahl|puntuación|puntaje|оценка|总分|總分|得分|评分|評分|점수|điểm"
+    rf"|{_FOREIGN_NAME}"
 )
 _WEAK_NAME = r"(?:final\s+)?total(?:\s+points)?|note"  # also begins other sentences
 _SEPARATOR = r"\s*(?:[:=→]|\bis\b|\bof\b|\bwould\s+be\b|[-–—](?=\s))\s*"
 _WORD = r"(?:zero|one|two|three|four|five)"
 _NUMBER = rf"(?P<number>\d{{1,2}}(?:[.,]\d{{1,2}})?|{_WORD})"
 _OF_FIVE = (
-    r"(?:/|out\s+of(?:\s+a)?(?:\s+possible|\s+maximum(?:\s+of)?)?|of|de)"
-    r"\s*(?:5(?:\.0)?|five)(?![\d.,/%])"
+    r"(?:/|out\s+of(?:\s+a)?(?:\s+possible|\s+maximum(?:\s+of)?)?|of|de|von|van|sur)"
+    r"\s*(?:5(?:\.0)?|five)(?![\d%]|[.,/]\d)"
 )
-_UNIT = r"(?:points?|pts|stars?|점|分)"
+_UNIT = r"(?:points?|pts|stars?|punkten?|점|分|点|點)"
 _TAIL = (
     rf"(?:\s*{_UNIT})?(?:\s*\(?\s*{_OF_FIVE}\s*\)?)?(?:\s*(?:possible\s+)?{_UNIT})?(?:\s*\(\d/5\))?"
 )
 _SUM = r"(?:\d(?:[.,]5)?(?:\s*\+\s*\d(?:[.,]5)?)+\s*=\s*)?"
 # Behind a score that stands first: a reason, but no other number that could be meant.
 _HEDGE = (
-    rf"\b(?:if|once|would|could|(?:or|to|maybe|perhaps|possibly|rather|no,)\s+(?:an?\s+)?{_WORD})\b"
+    rf"(?:\b(?:if|once|would|could|(?:or|to|maybe|perhaps|possibly|rather|no,|an?|be|better|than)\s+"
+    rf"(?:an?\s+)?{_WORD}|other\s+(?:answer|response|reply))\b|\(\s*not\s*\)?\Z)"
 )
 _REASON = (
     rf"(?:(?!.*{_HEDGE})(?:\s+-\s+(?!{_WORD}\b)\D*|\s+\([^\d()]*\)?"
@@ -89,7 +94,7 @@ _GIVEN = re.compile(
     re.IGNORECASE,
 )
 # Points without "of five" may be only one of several that are added up.
-_ADDED = re.compile(rf"(?!.*{_OF_FIVE}).*\b(?:points?|pts)\b", re.IGNORECASE)
+_ADDED = re.compile(rf"(?!.*{_OF_FIVE}).*\b(?:points?|pts|stars?)\b", re.IGNORECASE)
 _BARE = re.compile(rf"(?P<number>[0-5](?:[.,]\d{{1,2}})?)\s*{_OF_FIVE}", re.IGNORECASE)
 _BARE_LINE = re.compile(rf"{_NUMBER}{_TAIL}", re.IGNORECASE)
 _NAME_ONLY = re.compile(rf"(?:{_SCORE_NAME})\s*:?", re.IGNORECASE)
@@ -101,27 +106,60 @@ _NAMED = re.compile(
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(
-    r"\bout\s+of\s+(?:10|ten|100|a\s+hundred)\b"
-    r"|\bscale\s+(?:of|from)\s+(?:\d+|one)\s*(?:to|[-–])\s*(?!5\b|five\b)\w"
-    r'|"(?:max\w*|out_of|scale)"\s*:\s*"?(?!5\b)\d',
+    r"\bout\s+of\s*:?\s*(?:10|ten|100|a\s+hundred)\b|(?:^|\s)/\s*(?:10|100)\b"
+    r"|\b(?:scale|score\s+range)\W{1,3}(?:(?:of|from|is)\s+)?(?:\d+|one|zero)\s*(?:to|[-–])"
+    r"\s*(?!5\b|five\b)\w|\bscale\s+of\s+(?:10|ten|20|100|a\s+hundred)\b"
+    r"|\b(?:(?!5\b)\d+|three|four|six|seven|ten|hundred)[-\s]point\s+scale\b"
+    r"|\bmax(?:imum)?(?:\s+(?:score|points?|possible))*\s*[:=|]\s*(?!5\b)\d"
+    r'|"(?:max\w*|out_of|scale\w*|total|possible|of)"\s*:\s*"?(?!5\b)\d',
+    re.IGNORECASE,
+)
+# "Total: 3" may count other things: mistakes, or the points of criteria on scales of their own.
+_TOTAL_LAST = re.compile(r"\btotal\W{1,4}\d\W*\Z", re.IGNORECASE)
+_COUNTED = re.compile(
+    r"[:=|]\s*(?:[2-9]|\d\d)\b|\b(?:[2-9]|\d\d)\s+(?:errors?|mistakes?|slips?|typos?|faults?)\b",
+    re.IGNORECASE,
+)
+# What a sentence says that goes on into a score which the judge does not give: nobody's, or a form.
+_GOES_ON = re.compile(r"\w\Z|(?<!score)(?<!rating)(?<!grade)(?<!verdict)\?\Z", re.IGNORECASE)
+_NOT_MEANT = re.compile(
+    r"(?:\b(?:if|suppose|imagine|should|(?:would|could)(?!\s+be\b))\b.*:"
+    r"|\b(?:would|could|might|never|not|cannot|\w+n't)\b.*"
+    r"\b(?:be|get|give|give\s+it|deserve|earn|receive|say|write)|\b(?:far\s+from|anything\s+but)"
+    r"|\b(?:for\s+example|(?:of|in)\s+(?:the|this)\s+form(?:at)?):?)\Z",
     re.IGNORECASE,
 )
 _SCORE_ANYWHERE = re.compile(
-    r"(?:s[\W_]?c[\W_]?o[\W_]?r[\W_]?e|rating|grade|pontuação|punktzahl|puntuación|puntaje|оценка"
-    r"|总分|總分|得分|评分|評分|점수|điểm)\W{0,4}[:=]\W{0,4}(\d{1,2}(?:[.,]\d{1,2})?)",
+    r"(?:s[\W_]?c[\W_]?o[\W_]?r[\W_]?e|rating|grade"
+    rf"|{_FOREIGN_NAME})\W{{0,4}}[:=]\W{{0,4}}(\d{{1,2}}(?:[.,]\d{{1,2}})?)",
     re.IGNORECASE,
 )
-_FRACTION_ANYWHERE = re.compile(rf"\b[0-5](?:[.,]\d)?\s*{_OF_FIVE}", re.IGNORECASE)
+_FRACTION_ANYWHERE = re.compile(rf"\b(?:[0-5](?:[.,]\d)?|{_WORD})\s*{_OF_FIVE}", re.IGNORECASE)
 # A later thought about what was said first; the new number, or letter, follows.
 _REVISION = (
     r"(?:\bon\s+(?:reflection|second\s+thoughts?)\b|\b(?:correct(?:ing|ion)|revis(?:e|ed|ing))\b"
     r"|\breconsider|\bchang(?:e|ed|ing)\s+(?:my|this|it)\b"
     r"|\bi(?:'d|\s+would|\s+will|\s+now)?\s+(?:raise|lower|adjust|increase|reduce|change)\b"
     r"|\b(?:it|this|score|rating|grade)\s+should\s+(?:\w+\s+)?(?:be|get|have)\b"
-    r"|(?:^|[.!?]\s)[^\w\n]*(?:no,|hmm+\b|wait\b|actually\b|sorry\b|or\s+rather\b))[^.!?\n]*?"
+    r"|(?:^|[.!?]\s)[^\w\n]*(?:no,|hmm+\b|wait\b|actually\b|sorry\b|or\b|so\b))[^.!?\n]*?"
+)
+_TAKEN_BACK = re.compile(
+    r"\b(?:kidding|joking|oops|first\s+(?:thought|impression)|that\s+was\s+(?:only\s+)?(?:an|the)\s+example"
+    r"|(?:ignore|disregard|forget)\s+(?:that|this|my|the)\b.{0,60}?\b(?:score|rating|verdict|above)"
+    r"|(?:too|un)\s*(?:kind|generous|harsh|lenient|fair))\b",
+    re.IGNORECASE,
 )
 _NEW_SCORE = re.compile(rf"{_REVISION}\b(?:[0-5]|{_WORD})\b", re.IGNORECASE | re.MULTILINE)
 _NEW_WINNER = re.compile(rf"(?i:{_REVISION})\b[AB]\b", re.MULTILINE)
+# Another number behind a score: at the end of a short sentence, or what the answer is to get.
+_SHORT = 8  # words
+_LAST_NUMBER = re.compile(rf"(?<![\d.,+])(\d{{1,3}}(?:[.,]\d)?|{_WORD})\W*\Z", re.IGNORECASE)
+_GETS = re.compile(
+    r"(?<!not )(?<!n't )(?<!to )(?<!would )(?<!could )(?<!might )"
+    rf"\b(?:gets?|earns?|deserves?|receives?|worth|sum\s+is|scores)\b[^.!?,;]{{0,30}}?"
+    rf"\b([0-5]|{_WORD})\b(?!\s+points?\s+for\b)",
+    re.IGNORECASE,
+)
 _LABEL = re.compile(
     r"(?!.*(?:score|rating|grade|total|overall|verdict))[^:.!?]{1,40}:", re.IGNORECASE
 )
@@ -144,8 +182,9 @@ _WORDS = {"zero": 0.0, "one": 1.0, "two": 2.0, "three": 3.0, "four": 4.0, "five"
 class Statement(Generic[Value]):
     """What a sentence states, None where that is no score or winner; and where it stands.
 
-    `is_last`: nothing follows it in the text; `is_first`: nothing is before it. `is_as_asked`: in
-    the form that the judge was asked for, "Score:" or "Winner:".
+    `is_last`: nothing follows it in the text, and nothing before it says that it is not meant;
+    `is_first`: nothing is before it. `is_as_asked`: in the form that the judge was asked for,
+    "Score:" or "Winner:".
     """
 
     value: Value | None
@@ -178,7 +217,7 @@ def find_repeatable_scores(judged: str) -> set[float | None]:
 
 
 def has_fraction(text: str) -> bool:
-    """Return whether a text has a number "out of five" anywhere, as "4/5"."""
+    """Return whether a text has a number "out of five" anywhere, as "4/5" or "five of five"."""
     return bool(_FRACTION_ANYWHERE.search(fold_letters(text)))
 
 
@@ -191,18 +230,41 @@ def names_other_scale(text: str) -> bool:
     return bool(_OTHER_SCALE.search(_visible(text, cut=True)))
 
 
-def is_score_revised(text: str) -> bool:
-    """Return whether a text, which begins with a score, may go on to another one.
+def counts_other_things(text: str) -> bool:
+    """Return whether a text ends with a total that may be none of points.
 
-    >>> [is_score_revised(f"Score: 2. {more}") for more in ("Actually, a 3.", "It has 3 faults.")]
+    >>> [counts_other_things(f"{one}\\nTotal: 3") for one in ("Grammar: 2\\nSpelling: 1", "Good.")]
     [True, False]
     """
-    return bool(_NEW_SCORE.search(_visible(text, cut=True)))
+    plain = _visible(text, cut=True)
+    total = _TOTAL_LAST.search(plain)
+    return bool(total and _COUNTED.search(plain[: total.start()]))
+
+
+def is_score_revised(text: str, value: float) -> bool:
+    """Return whether a text, which begins with the score `value`, may go on to another one.
+
+    >>> more = "Actually, a 3.", "Final: 3", "It is worth a 3, no more.", "It has 3 faults."
+    >>> [is_score_revised(f"Score: 2. {one}", 2) for one in more]
+    [True, True, True, False]
+    """
+    plain = _visible(text, cut=True)
+    if _NEW_SCORE.search(plain) or _TAKEN_BACK.search(plain):
+        return True
+    parts: list[float] = []
+    for sentence in list(_split(plain, _NAME_ONLY, _BARE_LINE, "Score"))[1:]:
+        if any(_to_number(one) != value for one in _GETS.findall(sentence)):
+            return True
+        if len(sentence.split()) <= _SHORT:
+            without_scale = re.sub(rf"\s*{_OF_FIVE}", "", sentence, flags=re.IGNORECASE)
+            parts += map(_to_number, _LAST_NUMBER.findall(without_scale))
+    return any(one != value for one in parts) and sum(parts) != value  # else they add up to it
 
 
 def is_winner_revised(text: str) -> bool:
-    """Return the same of a winner."""
-    return bool(_NEW_WINNER.search(_visible(text, cut=True)))
+    """Return whether a text, which begins with a winner, may go on to the other one."""
+    plain = _visible(text, cut=True)
+    return bool(_NEW_WINNER.search(plain) or _TAKEN_BACK.search(plain))
 
 
 def fold_letters(text: str) -> str:
@@ -265,9 +327,22 @@ def _find(
         value = state(sentence)
         if not isinstance(value, bool):
             is_first, is_last = number == 0, number == len(sentences) - 1
+            if number and _is_not_meant(sentences[number - 1], sentence):
+                is_last = False
             is_as_asked = _strip(sentence).casefold().startswith(f"{name}:".casefold())
             found.append(Statement(value, is_first, is_last, is_as_asked))
     return found
+
+
+def _is_not_meant(before: str, sentence: str) -> bool:
+    """Whether the sentence before a statement makes it nobody's: "If it were right:", or a form.
+
+    Numbers alone, as "4/5", are also an answer to a question, or the end of another sentence.
+    """
+    before = before[-200:].rstrip(_MARKUP + _QUOTES)
+    if sentence[:1].isdigit() and _GOES_ON.search(before):
+        return True
+    return bool(_NOT_MEANT.search(before))
 
 
 def _split(
@@ -362,6 +437,10 @@ def _state_score(sentence: str) -> float | None | bool:
 
 def _to_score(number: str) -> float | None:
     """The score of a number or a word; None outside [0, 5], and between 0 and ½: another scale."""
-    value = _WORDS.get(number.casefold())
-    value = float(number.replace(",", ".")) if value is None else value
+    value = _to_number(number)
     return value if value <= 5 and not (0 < value < 1 and value != 0.5) else None
+
+
+def _to_number(number: str) -> float:
+    value = _WORDS.get(number.casefold())
+    return float(number.replace(",", ".")) if value is None else value

@@ -34,6 +34,7 @@ NOTES = {
     "veto": " A response that breaks a constraint is never chosen.",
     "score": " The share of the constraints kept decides before the judge does.",
 }
+REJECTED = {"longest": "longest", "nearest": "one nearest in length"}
 RANKED, HELD_OUT = "ranked by people", "held out"
 JudgedResponse = tuple[Response, tuple[Judgment, ...]]
 PairFilter = Literal["all", "gave a pair", "gave none"]
@@ -204,7 +205,7 @@ def _explain_pair(
         return parts, f"No pair: {made}.{note}"
     why = (
         f"Chosen: the shortest of {made.high} that scored {made.least:.2f} or more. Rejected: the "
-        f"longest of {made.low} that scored {made.most:.2f} or less (length control, rho = "
-        f"{schedule.rho:g})."
+        f"{REJECTED[schedule.rejected]} of {made.low} that scored {made.most:.2f} or less (length "
+        f"control, rho = {schedule.rho:g})."
     )
     return parts, why + note

@@ -64,8 +64,11 @@ MORE = (
     "longer_pair_accuracy_without_ties",
     "judge_five_best",
     "judge_exact_match",
+    "longer_exact_match",
     "judge_spearman",
+    "longer_spearman",
     "judge_kendall",
+    "longer_kendall",
     "judge_tie_rate",
     "judge_top_share",
 )
@@ -142,7 +145,7 @@ def load_metrics(store: Store, model: int) -> ModelFigures:
     read, written = known.get("judge_read_share"), known.get("judge_written_share")
     if read is not None and written is not None:
         known["judge_forced_share"] = read - written
-    is_old = "judge_pair_accuracy" in known and "longer_pair_accuracy" not in known
+    is_old = "judge_pair_accuracy" in known and "longer_kendall" not in known
     if is_old and store.is_done(0, "ranked"):
         longer = measure_longer(queries.load_split(store, store.settings()).evaluation)
         known |= {name: nan_to_none(value) for name, value in longer.items()}

@@ -33,6 +33,7 @@ from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import write_manifest
 
+pytestmark = pytest.mark.slow  # as test_talk.py
 KEY = "a-key-of-tests"
 TASK = [{"role": "user", "content": "Sort the letters c a b."}]
 ASK = {"model": "mine/M1", "messages": TASK, "seed": 7, "max_tokens": 24}
@@ -342,7 +343,6 @@ FIELDS = ["model", "messages", "seed", "stop", "stream", "top_k", "stream_option
 
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6), st.booleans())
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@pytest.mark.slow
 def test_whatever_is_sent_is_read_or_refused(fields, whole):
     body = json.dumps({**ASK, **fields} if whole else fields).encode()
     try:
@@ -409,7 +409,6 @@ def test_others_get_in_only_with_a_key_that_is_worth_the_name():
 # -- the command -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(library):
     command = [sys.executable, "-m", "selfreward_lite", "serve", "mine", "--port", "18431"]
     command += ["--runs-dir", str(library.runs_dir)]

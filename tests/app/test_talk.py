@@ -21,6 +21,7 @@ from selfreward_lite.models.random_models import write_adapter
 from selfreward_lite.system.errors import EngineError, UserError
 from selfreward_lite.system.files import write_manifest
 
+pytestmark = pytest.mark.slow  # a real engine, in a process of its own
 DRAW = Sampling(temperature=0.7, top_p=0.95, max_tokens=24)
 WILD = Sampling(temperature=1.5, top_p=1.0, max_tokens=24)
 ASKED = user("Sort the letters c a b.")

@@ -65,6 +65,7 @@ def test_every_seed_runs_once_and_a_finished_bench_asks_nothing(tmp_path, chat):
     assert again == first
 
 
+@pytest.mark.slow
 def test_a_refused_model_is_a_result_too(tmp_path, chat):
     found = run_tiny(tmp_path, [7], opener(chat, BAD_MODELS["length explosion"][1]))
     assert "M1 was refused" in found[0].stopped
@@ -82,6 +83,7 @@ def row(win: float, exact: float, right: float, judge: float) -> dict[str, float
     }
 
 
+@pytest.mark.slow
 def test_claims_are_made_of_what_a_run_reports(tmp_path, chat):
     found = run_tiny(tmp_path, [7], opener(chat), iterations="2")
     assert len(found[0].rows) == 4

@@ -173,6 +173,7 @@ def test_a_refusing_gate_ends_with_code_3_and_json_last(tmp_path, chat, monkeypa
     assert "accept" in refusal
 
 
+@pytest.mark.slow
 def test_accept_promotes_a_refused_model_and_names_the_gate(tmp_path, chat):
     from scripted_world import BAD_MODELS, run_world
 

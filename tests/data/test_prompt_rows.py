@@ -331,7 +331,11 @@ def test_what_stands_before_the_first_answer_is_one_prompt():
 
 texts = st.text(min_size=1, max_size=60).filter(
     lambda text: (
-        text.strip() and "\x00" not in text and text.strip()[0] not in "[{#" and not is_number(text)
+        text.strip()
+        and "\x00" not in text
+        and text.strip()[0] not in "[{#"
+        and not is_number(text)
+        and text.strip().casefold() not in ("none", "null", "nan", "n/a", "<na>")
     )
 )
 

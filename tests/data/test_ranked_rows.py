@@ -179,6 +179,9 @@ REFUSED = [
         r"preference pairs \(chosen, rejected\), which rank no answers",
     ),
     ({**MESSAGE, "role": "narrator"}, "role 'narrator'"),
+    ({**MESSAGE, "context": "Three lamps."}, "field 'context' belongs to the task"),
+    ({**MESSAGE, "System Prompt": "Be terse."}, "field 'system_prompt' belongs to the task"),
+    ({**MESSAGE, "image": "a.png"}, "field 'image' belongs to the task"),
     ({**MESSAGE, "rank": "first"}, "rank 'first' is not a number from 0"),
     ({**MESSAGE, "rank": float("inf")}, "rank inf"),
     ({**MESSAGE, "rank": -1}, "rank -1"),
@@ -249,3 +252,55 @@ def test_the_same_answer_with_two_ranks_counts_once():
         "fewer than two ranked answers": 1,
         "answer to a prompt that is left out": 1,
     }
+
+
+def test_what_oasst_has_beside_a_message_does_no_harm(tmp_path, read):
+    beside = {
+        "user_id": "u",
+        "created_date": "2023-02-05T14:23:50",
+        "detoxify": {"toxicity": 0.0},
+        "labels": {"name": ["spam"], "value": [0.0]},
+        "emojis": {"name": ["+1"]},
+        "context": "nan",
+        "choices": [],
+    }
+    rows = [row | beside | {"role": row["role"].title()} for row in TREES]
+    assert read(write_lines(tmp_path / "a.jsonl", rows)) == (WANTED, {"answer without a rank": 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: And?\n\nAssistant:",
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+        "<s>[INST] Why? [/INST]",
+    ],
+)
+def test_a_prompt_that_is_a_dialogue_is_left_out_and_counted(text):
+    rows = make_tree("a", ("x", 0), ("y", 1)) + make_tree("b", ("x", 0), ("y", 1))
+    rows[0]["text"] = text
+    found, outcome = ranked.build_ranked_prompts(rows, "r")
+    assert [one.prompt.text for one in found] == ["Question b?"]
+    assert outcome.drops == {
+        "prompt that is a dialogue, or holds chat markup": 1,
+        "answer to a prompt that is left out": 2,
+    }
+
+
+def test_fields_beside_a_tree_and_names_in_capitals_in_it_are_read(tmp_path, load, read):
+    answers = [
+        {"Message_ID": f"b{n}", "Text": f"{n}", "Role": "assistant", "Rank": n} for n in "01"
+    ]
+    prompt = {"Message_ID": "a", "Text": "Why?", "Role": "prompter", "Replies": answers}
+    path = write_lines(tmp_path / "a.jsonl", [{"message_tree_id": "a", "prompt": prompt}])
+    assert read(path)[0] == {"Why?": ["0", "1"]}
+    write_lines(path, [{"message_tree_id": "a", "System": "Be terse.", "prompt": prompt}])
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'system' belongs to the task"):
+        load(path)
+
+
+def test_fields_of_messages_with_unknown_names_are_named(tmp_path, load):
+    rows = [{**row, "Remark": "Use three words."} for row in TREES]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    assert load(path).notes == [f"{path}: fields that are not used: remark"]
+    assert load(write_lines(path, TREES)).notes == []

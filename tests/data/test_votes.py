@@ -93,6 +93,21 @@ def test_a_tally_counts_sides_and_agreement_where_both_decided():
     assert math.isnan(metrics.tally_votes([], "M3", "M0", "M3").win_rate.value)
 
 
+def test_a_tally_says_how_often_the_longer_answer_was_preferred():
+    """Of the votes of the judge's agreement, so that the two can be compared."""
+    given = [
+        vote(0, "a", "a", text_a="long", text_b="b"),
+        vote(1, "b", "a", text_a="long", text_b="b"),
+        vote(2, "b", "b", text_a="a", text_b="long"),
+        vote(3, "a", "a", text_a="same", text_b="long"),
+        vote(4, "a", "tie", text_a="long", text_b="b"),
+        vote(5, "tie", "a", text_a="long", text_b="b"),
+    ]
+    found = metrics.tally_votes(given, "M3", "M0", "M3")
+    assert (found.agreement.value, found.agreement.count) == (3 / 4, 4)
+    assert (found.longer.value, found.longer.count) == (2.5 / 4, 4)
+
+
 def test_votes_are_ranked_data_that_the_seed_stage_reads(tmp_path):
     given = [
         vote(0, "a"),

@@ -36,6 +36,7 @@ from selfreward_lite.system.errors import (
 )
 from selfreward_lite.training.job import TrainingResult
 
+pytestmark = pytest.mark.slow  # whole runs, and other processes
 SCRIPT = HELPERS / "scripted_run.py"
 
 
@@ -181,7 +182,6 @@ def test_damaged_database_or_manifest_is_one_line(tmp_path):
             assert "damaged" in ended.stderr
 
 
-@pytest.mark.slow
 def test_file_in_the_way_or_name_too_long_is_one_line(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "base").write_text("in the way")
@@ -290,11 +290,7 @@ def test_second_writer_is_refused_and_readers_are_not(tmp_path):
 LATIN1 = "-caf\udce9 'a' \"b\"\n\U0001f600"  # the bytes of its é are no UTF-8
 
 
-@pytest.mark.parametrize(
-    "place",
-    [LATIN1, *(pytest.param(place, marks=pytest.mark.slow) for place in ("ä b", "#1?x=%20"))],
-    ids=ascii,
-)
+@pytest.mark.parametrize("place", ["ä b", "#1?x=%20", LATIN1], ids=ascii)
 def test_time_zone_locale_and_odd_paths_change_nothing(tmp_path, whole, place):
     folder = tmp_path / place / "run"
     environment = {**os.environ, "TZ": "Pacific/Kiritimati", "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
@@ -311,7 +307,6 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 """
 
 
-@pytest.mark.slow
 def test_without_network_all_but_downloads_works(tmp_path):
     """The real runtime, in processes that cannot connect; a missing model is one line."""
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
@@ -357,7 +352,6 @@ def test_without_network_all_but_downloads_works(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_token_in_the_environment_is_never_written_or_shown(tmp_path):
     secret = "hf_" + "Secret" * 6
     environment = {**os.environ, "HF_TOKEN": secret, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}

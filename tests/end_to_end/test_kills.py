@@ -108,13 +108,11 @@ def whole(tmp_path_factory) -> Path:
 
 
 KILLS: Counter[str] = Counter()  # of all tests in this file
-SLOW = pytest.mark.slow
 
 
 # Between two kills there must be time for the longest indivisible step: recording the gates.
-@pytest.mark.parametrize(
-    "moments", [97, *(pytest.param(moments, marks=SLOW) for moments in (45, 46, 49, 51))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [45, 46, 49, 51, 97])
 def test_sigkill_at_every_write_loses_and_doubles_nothing(tmp_path, whole, moments):
     """Each process gets a few writes further; together they pass every write of the run."""
     folder, ledger = tmp_path / "run", tmp_path / "ledger"
@@ -148,10 +146,7 @@ MOMENTS = [f"{when} {what}" for what in POINTS for when in ("before", "after")] 
 
 @pytest.mark.parametrize(
     "point",
-    [
-        pytest.param(point, marks=SLOW) if number % 5 else point
-        for number, point in enumerate(MOMENTS)
-    ],
+    [MOMENTS[0], *(pytest.param(point, marks=pytest.mark.slow) for point in MOMENTS[1:])],
 )
 def test_sigkill_twice_at_every_kind_of_moment(tmp_path, whole, point):
     """Killed at the first such moment and, when resumed, at the second; then it may finish."""

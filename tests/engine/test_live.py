@@ -86,6 +86,7 @@ def test_many_callers_receive_only_their_own_answers(scripted):
     assert (live.waiting, live.deaths, live.state) == (0, 0, "ready")
 
 
+@pytest.mark.slow
 def test_a_request_of_wrong_types_ends_no_other(scripted):
     live = scripted(pause=0.02)
     with ThreadPoolExecutor(8) as pool:
@@ -173,6 +174,7 @@ def test_death_fails_requests_under_way_and_serves_the_next(scripted):
     assert "SIGKILL" in live.last_death
 
 
+@pytest.mark.slow
 def test_waiting_callers_are_served_after_a_death(scripted):
     live = scripted(pause=0.03)
     live.load()

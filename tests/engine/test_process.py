@@ -100,6 +100,7 @@ def test_request_that_kills_is_refused_and_the_others_complete(start: Start):
     check(list(engine.complete(make_requests(60))), 60, refused=("r17", "r40"))
 
 
+@pytest.mark.slow
 def test_child_that_dies_on_everything_is_an_error(start: Start):
     engine = start(poison=",".join(map(str, range(40))))
     with pytest.raises(EngineError, match="on every request: it was ended by SIGKILL"):

@@ -394,6 +394,24 @@ def test_request_without_room_for_its_closing_is_refused():
     assert finishes == {"fits": "length", "too long": "refused"}
 
 
+def test_closings_have_cells_of_their_own():
+    """Samples of one prompt share its 11 cells; with their closings, all fit the cache."""
+
+    class Counting(Remembering):
+        used = 0
+
+        def decode(self, rows, wanted):
+            failed = super().decode(rows, wanted)
+            own = sum(max(0, len(tokens) - 11) for tokens in self.holds.values())
+            self.used = max(self.used, 11 + own)
+            return failed
+
+    device = Counting(cells=40)
+    device._says = 7
+    done = list(Scheduler(device, 8, 4).run([ask("one", samples=8, new=4, closing=CLOSING)]))
+    assert len(done) == 8 and 30 < device.used <= 40
+
+
 def test_closings_share_a_full_batch():
     """All samples end at once, and the batch holds a token of each: closings take several steps."""
     device = Remembering(rows=8)

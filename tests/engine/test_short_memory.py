@@ -56,6 +56,7 @@ def expected(count: int) -> list[str]:
     return sorted(f"{index}:{seed}" for index in range(count) for seed in (10, 11, 12))
 
 
+@pytest.mark.slow
 def test_an_abort_for_memory_is_told_and_costs_no_sample(start: Start, caplog):
     engine = start(limit=CONTEXT // 2 + 300)  # 4,096 and 3,072 are too many, 2,304 fit
     with caplog.at_level(logging.WARNING):
@@ -70,6 +71,7 @@ def test_an_abort_for_memory_is_told_and_costs_no_sample(start: Start, caplog):
     assert texts(again) == expected(20) and engine.deaths == 2, "the lower number stays"
 
 
+@pytest.mark.slow
 def test_memory_that_never_suffices_ends_with_the_next_step(start: Start):
     engine = start(limit=0)
     given: list[Completion] = []

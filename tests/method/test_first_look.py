@@ -81,6 +81,22 @@ def test_healthy_judge_is_never_stopped():
     assert 0.58 < sum(accuracies) / 1000 < 0.62
 
 
+@pytest.mark.parametrize(("count", "answers"), [(1, 2), (2, 2), (2, 3), (3, 2), (5, 3), (10, 2)])
+def test_healthy_judge_is_not_stopped_by_chance_where_data_is_scarce(count, answers):
+    rng, ranked = random.Random(8), ranked_prompts(count, answers)
+    for _ in range(200):
+        assert not see(ranked, judge(ranked, noisy(rng, 0.42)))[1]
+
+
+def test_as_many_scores_as_are_enough_stop_a_judge():
+    for count, stopped in ((9, False), (10, True)):
+        ranked = ranked_prompts(count, answers=2)
+        assert bool(see(ranked, judge(ranked, lambda rank: 4))[1]) is stopped
+    for count, stopped in ((19, False), (20, True)):
+        ranked = ranked_prompts(count, answers=2)
+        assert bool(see(ranked, judge(ranked, lambda rank: rank))[1]) is stopped
+
+
 def test_judge_as_good_as_chance_is_told_so():
     rng, ranked = random.Random(2), ranked_prompts(33)
     told = 0
@@ -115,8 +131,9 @@ def test_nothing_written_stops_where_eft_is_to_learn_from_it():
 
 def test_score_before_its_reasons_teaches_eft_nothing():
     rng, ranked = random.Random(5), ranked_prompts(33)
-    _, faults, _ = see(ranked, judge(ranked, noisy(rng, 0.5), source="first"))
+    seen, faults, _ = see(ranked, judge(ranked, noisy(rng, 0.5), source="first"))
     assert "EFT has nothing to learn from" in faults[0]
+    assert "0 of 99 scores were written as asked, 99 before their reasons" in seen.summary()
 
 
 def test_nothing_readable_stops_without_eft_too():

@@ -4,7 +4,8 @@
 5, and the grade that a careful person reads, or null. `verdict_forms.jsonl`: the same for a last
 line `Winner: Judgement A` or `Winner: Judgement B`. The labels were set by reading the texts, not
 by running a parser. The files `…_more.jsonl` were labelled later, by somebody who attacked the
-parser: additive points, revised scores, quotations of the judged response, other scales.
+parser: additive points, revised scores, quotations of the judged response, other scales. So was
+`judgment_forms_third.jsonl`, by somebody else.
 """
 
 import json
@@ -102,6 +103,19 @@ def test_no_form_of_an_attack_is_read_wrongly():
     ]
     readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
     assert sum(found is not None for found in readable) >= 0.85 * len(readable) > 100
+
+
+def test_no_form_of_a_later_attack_is_read_wrongly():
+    """Labelled before the run; of those that a person reads, every third is left to closing."""
+    rows = read_rows("judgment_forms_third.jsonl")
+    read = [parse_score(row["text"], row.get("response", "")) for row in rows]
+    assert not [
+        (row, found)
+        for row, found in zip(rows, read, strict=True)
+        if found not in (None, row["score"])
+    ]
+    readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
+    assert sum(found is not None for found in readable) >= 0.6 * len(readable) > 60
 
 
 def test_no_verdict_of_an_attack_is_read_wrongly():

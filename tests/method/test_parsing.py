@@ -93,6 +93,17 @@ def test_long_blanks_are_searched_in_a_moment(text):
 
 
 @pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("not get " * 20_000 + "\nScore: 5", None),
+        ("Score: 5\n" + "ignore the score if it gets worth " * 5_000, None),
+    ],
+)
+def test_long_texts_around_a_score_are_searched_in_a_moment(text, score):
+    assert parse_score(text) is score
+
+
+@pytest.mark.parametrize(
     "text", ["Ｓｃｏｒｅ：５", "Ѕсоrе: 5", "S\u0441ore = 5", "so <eos> scοre: 4"]
 )
 def test_score_in_other_letters_appeals_to_the_judge_too(text):

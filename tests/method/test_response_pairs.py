@@ -115,6 +115,15 @@ def test_pairs_drop_a_chosen_response_above_the_limit():
     )
 
 
+def test_the_rejected_response_may_be_the_nearest_in_length():
+    scored = [("a", 5.0, 9), ("b", 5.0, 4), ("c", 2.0, 30), ("d", 2.0, 1), ("e", 2.5, 4)]
+    responses = [ScoredResponse(*one) for one in scored]
+    for rho, expected in ((0.0, "bd"), (0.2, "be")):
+        schedule = Schedule(rho=rho, judgment_pairs=False, rejected="nearest")
+        pair = choose_pair(responses, schedule)
+        assert pair.chosen.id + pair.rejected.id == expected
+
+
 # -- constraints that a program checks ----------
 
 SHORT_RIVER = [["words_at_most", 4], ["use_word", "river"]]

@@ -95,6 +95,7 @@ def test_paired_change_by_hand():
     assert (back.mean, back.direction) == (-0.05, -1)
 
 
+@pytest.mark.slow
 def test_the_smallest_change_is_seen_in_four_of_five_trials():
     rng, seen, trials = np.random.default_rng(5), 0, 2000
     count, noise = 500, 0.4

@@ -70,6 +70,7 @@ def test_an_interrupted_export_leaves_the_old_file(
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_target(adapter: Path, folders: Any, tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"

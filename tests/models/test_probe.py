@@ -26,6 +26,7 @@ def test_four_bit_weights_multiply_on_the_cpu():
     assert found["gradient"] < 1e-5
 
 
+@pytest.mark.slow
 def test_torch_is_asked_for_a_sum():
     found = probes.ask("torch")
     assert found["fault"] is None

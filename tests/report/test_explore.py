@@ -154,6 +154,7 @@ def steps(store: Store, work) -> int:
     return counted
 
 
+@pytest.mark.slow
 def test_one_prompt_costs_the_same_in_a_large_run(tmp_path):
     costs = []
     for count in (1_000, 20_000):

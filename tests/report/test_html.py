@@ -84,6 +84,7 @@ def test_no_text_becomes_part_of_the_page(run):
     assert "{{ 7 * 7 }}" in " ".join(reader.said), "nor of its template"
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_is_the_same_every_time(run):
     page = html.render_page(run)
     assert page == html.render_page(run)

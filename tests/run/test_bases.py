@@ -90,6 +90,7 @@ def test_tensors_are_checked_by_their_headers(
     assert f"a run would refuse {MODEL}" in ended.stderr
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_said_of_each_base(there: Hub, tmp_path: Path) -> None:
     wrong = json.dumps({"architectures": ["MixtralForCausalLM"]}).encode()
     there.files |= {("maker/wrong", "config.json"): wrong}

@@ -160,6 +160,7 @@ def test_a_judge_that_tells_nothing_apart_is_only_warned_of(tmp_path, chat):
     assert any("warning: " in one and "tells nothing apart" in one for one in said)
 
 
+@pytest.mark.slow
 def test_a_judge_that_decides_nothing_new_changes_no_pair(tmp_path, chat, whole):
     """It gives every answer the same score, so constraints decide as they do alone."""
     run(tmp_path / "run", chat, **{"judge.count": "2", "iterations": "1"})

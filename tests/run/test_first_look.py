@@ -1,6 +1,7 @@
 """A base that cannot judge is told so after at most a hundred judgments."""
 
 import random
+from contextlib import suppress
 
 import pytest
 from scripted_world import World, run_world
@@ -56,6 +57,7 @@ def test_told_to_report_the_run_goes_on(tmp_path, chat):
         assert store.is_done(0, "base_eval_judgments") and "ability" in store.refusals(0)
 
 
+@pytest.mark.slow
 def test_without_eft_a_base_that_writes_nothing_goes_on_with_forced_scores(tmp_path, chat):
     """The run says so, and its iterations make pairs of forced scores."""
     said: list[str] = []
@@ -76,6 +78,37 @@ def test_without_eft_a_base_that_writes_nothing_goes_on_with_forced_scores(tmp_p
         assert store.gates(1)["signal"][0]
 
 
+def test_where_constraints_decide_a_base_that_cannot_judge_is_only_warned_of(tmp_path, chat):
+    said: list[str] = []
+    wanted = {
+        **LARGER,
+        "pairs.verify": "score",
+        "prompts.constraints": "1",
+        "seed_stage.eft": "false",
+        "iterations": "0",
+    }
+    judges = {"base judge": always_four, "M0 judge": always_four}
+
+    def watch(progress):
+        said.append(progress.message)
+
+    with suppress(GateStop):  # of later gates
+        run_world(tmp_path / "run", chat, judges, wanted, watch=watch)
+    assert any(one.startswith("warning: 99 of 99 scores are 4") for one in said)
+    with Store.read(tmp_path / "run") as store:
+        assert store.gates(0)["ability"][0] is True
+        assert store.is_done(0, "base_eval_judgments")
+
+
+def test_forced_scores_are_no_labels_where_eft_taught_to_write_them(tmp_path, chat):
+    wanted = {"gates.mode": "report", "iterations": "1"}
+    with suppress(GateStop):  # without pairs there is nothing to train M1 on
+        run_world(tmp_path / "run", chat, {"M0 judge": writes_nothing}, wanted)
+    with Store.read(tmp_path / "run") as store:
+        assert {one.source for one in store.made_by(Judgment, 0, 1)} == {"forced"}
+        assert store.refusals(1)["labels"].startswith("0 of the judgments to train on")
+
+
 def test_a_resumed_run_judges_nothing_twice(tmp_path, chat):
     for _ in range(2):
         with pytest.raises(GateStop):
@@ -85,7 +118,8 @@ def test_a_resumed_run_judges_nothing_twice(tmp_path, chat):
         assert store.count(Judgment) <= 100
 
 
-def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat):
+@pytest.mark.parametrize("wanted", [400, 10_000], ids=["two rounds", "all data in one round"])
+def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat, wanted):
     """With three different scores for four answers, no set agrees with the ranks."""
 
     def blind(rng: random.Random, asked: str) -> str:
@@ -96,7 +130,7 @@ def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat):
             tmp_path / "run",
             chat,
             {"base judge": blind},
-            {**LARGER, "seed_stage.attempts": "1"},
+            {**LARGER, "seed_stage.attempts": "1", "seed_stage.train_examples": f"{wanted}"},
         )
     with Store.read(tmp_path / "run") as store:
         assert store.refusals(0).keys() == {"yield"}, "and status says so"

@@ -66,6 +66,7 @@ def test_every_new_model_judges_the_set_and_the_gate_compares(run):
         assert report.about.startswith("LLMBar, by scores: 10 pairs of 10 prompts")
 
 
+@pytest.mark.slow
 def test_what_the_run_keeps_is_else_unchanged(run, tmp_path):
     start(tmp_path / "without", iterations="1")
     with Store.read(run) as store, Store.read(tmp_path / "without") as other:
@@ -74,6 +75,7 @@ def test_what_the_run_keeps_is_else_unchanged(run, tmp_path):
         assert store.count(Judgment) == other.count(Judgment) + 2 * 2 * 20
 
 
+@pytest.mark.slow
 def test_a_run_stopped_among_the_pairs_resumes_with_the_rest(run, tmp_path):
     def stop(at):
         if (at.iteration, at.stage, at.done) == (1, "judge_set", 3):

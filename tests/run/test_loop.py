@@ -1,6 +1,5 @@
 """The loop on a scripted runtime: a complete run, SIGKILL in every stage, settings."""
 
-import json
 import os
 import subprocess
 import sys
@@ -31,9 +30,8 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.method import canaries
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.chat_template import user
 from selfreward_lite.report import summary
-from selfreward_lite.run import loop, plan, prepare, stages
+from selfreward_lite.run import loop, prepare, stages
 from selfreward_lite.run.context import RunContext, RunReader
 from selfreward_lite.run.steps import reward_hacking
 from selfreward_lite.system.errors import ConfigError, GateStop, UserError
@@ -292,6 +290,7 @@ def test_hours_that_remain_are_those_behind_a_stage():
 # -- gates and settings ----------
 
 
+@pytest.mark.slow
 def test_a_refused_model_is_not_promoted_and_the_run_resumes(tmp_path):
     with pytest.raises(GateStop, match=r"M0 was refused.*reading"):
         run(tmp_path / "run", **{"gates.mode": "stop", "gates.min_read_share": "0.99"})
@@ -371,7 +370,10 @@ def test_all_stages_run_with_llama3_templates_at_overnight_sizes(tmp_path, chat)
         assert longest > 500
 
 
-@pytest.mark.parametrize(("count", "judgments"), [(2, 1), (3, 3), (7, 2)])
+@pytest.mark.parametrize(
+    ("count", "judgments"),
+    [(2, 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, 3), (7, 2)))],
+)
 def test_any_number_of_responses_and_judgments(tmp_path, count, judgments):
     run(
         tmp_path / "run",
@@ -428,65 +430,6 @@ def test_a_resumed_run_keeps_the_commits_of_its_start(tmp_path, monkeypatch):
                 prepare.load_or_create_settings(store, {**wanted, "model.base": other}, "tiny")
 
 
-# -- the controls that the papers have ----------
-
-
-def rows_of(folder: Path, iteration: int) -> list[dict]:
-    """The scripted trainer keeps the rows that it was given in place of weights."""
-    return json.loads(
-        (folder / f"M{iteration}" / "adapter" / "adapter_model.safetensors").read_text()
-    )
-
-
-def test_without_eft_m0_is_the_base_and_passes_the_gates(tmp_path):
-    run(
-        tmp_path / "bare",
-        iterations="1",
-        **{"seed_stage.eft": "false", "gates.mode": "stop", "gates.max_canaries_chosen": "50"},
-    )
-    assert rows_of(tmp_path / "bare", 0) == []
-    with Store.read(tmp_path / "bare") as store:
-        assert store.gates(0)
-        assert all(passed for passed, _ in store.gates(0).values())
-        assert "moved" not in store.gates(0)
-        assert not store.is_done(0, "eft_judgments")
-        assert store.metrics(0)["training_rows"] == 0
-        settings = config.parse(store.fact("settings"))
-        bare = RunContext(
-            store, settings, ChatFormat.load(TINY_MODEL), TINY_MODEL, None, lambda at: None
-        )
-        assert bare.role(0, settings.judge.draw, 0).adapter is None, "llama.cpp is given none"
-        assert bare.role(1, settings.judge.draw, 1).adapter is not None
-    run(tmp_path / "seed", iterations="0", **{"seed_stage.eft": "false"})
-    with Store.write(tmp_path / "seed") as store:
-        store.measure(0, training_train_seconds=0.0)  # what a real trainer says of no row
-        store.spend(0, "base_eval_judgments", 5.0)
-        costs = plan.measure_costs(store, config.parse(store.fact("settings")))
-    assert costs["dpo"] > costs["sft"] > 0, "a training that is still to come is not free"
-
-
-def test_positive_examples_are_the_perfect_responses_only(tmp_path, chat):
-    run(
-        tmp_path / "r",
-        iterations="1",
-        **{"schedule.0.train_on": "positive", "judge.count": "1", "prompts.count": "20"},
-    )
-    with Store.read(tmp_path / "r") as store:
-        score = {
-            one.response_id: one.score for one in store.records(Judgment, iteration=1, model="M0")
-        }
-        asked = {one.id: one.text for one in store.records(Prompt, iteration=1)}
-        perfect = [
-            (list(chat.prompt_ids(user(asked[one.prompt_id]))), list(chat.completion_ids(one.text)))
-            for one in store.records(Response, iteration=1, model="M0")
-            if score.get(one.id) == 5.0 and one.finish == "stop"
-        ]
-    assert perfect
-    assert [
-        (row["prompt_ids"], row["completion_ids"]) for row in rows_of(tmp_path / "r", 1)
-    ] == perfect
-
-
 @pytest.mark.slow
 def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
     run(tmp_path / "expected", iterations="1", **{"judge.score": "expected"})
@@ -496,6 +439,4 @@ def test_ties_are_counted_in_the_scores_that_the_run_uses(tmp_path):
         ), "no two scripted ones are equal"
     run(tmp_path / "mean", iterations="1", **{"prompts.count": "20"})
     with Store.read(tmp_path / "mean") as store:
-        assert summary.measure_tie_rate(store, 1, summary.load_training_judgments(store, 1)) > 0, (
-            "means of three whole numbers are"
-        )
+        assert summary.measure_tie_rate(store, 1, summary.load_training_judgments(store, 1)) > 0

@@ -270,6 +270,7 @@ def test_order_unread_and_changes_come_in_words():
 # -- where it is shown -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_report_has_the_newest_of_each_set_and_way(command, runs):
     command("--ranked", "llmbar", "--by", "both", "--models", "base,M1")
     command("--ranked", "pandalm", "--models", "base,M1")

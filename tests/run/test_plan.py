@@ -324,6 +324,7 @@ def test_a_base_in_16_bits_is_a_larger_download():
 # -- the prediction ----------
 
 
+@pytest.mark.slow
 def test_a_stored_prediction_never_changes(tmp_path, monkeypatch):
     from selfreward_lite.system.gpu import Gpu
 

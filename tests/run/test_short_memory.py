@@ -44,6 +44,7 @@ def short(chat):
     return replace(runtime, train=train)
 
 
+@pytest.mark.slow
 def test_rows_left_out_for_memory_are_counted_and_shown(tmp_path, short):
     folder = tmp_path / "run"
     with Store.write(folder) as store:

@@ -93,6 +93,7 @@ def test_every_model_of_a_run_answers_the_sets(runs):
     assert (asked["samples"], asked["temperature"]) == ({"ifeval": 2, "gsm8k": 2}, 0.9)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_among_the_answers_resumes_with_the_rest(runs, tmp_path):
     def stop(at):
         if (at.iteration, at.stage, at.done) == (1, "task_answers", 3):

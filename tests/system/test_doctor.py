@@ -257,6 +257,7 @@ def test_finished_run_needs_no_gpu(monkeypatch, tmp_path, chat):
     assert isinstance(CliRunner().invoke(app, [*again, "1"]).exception, UserError)
 
 
+@pytest.mark.slow
 def test_this_machine_is_examined_and_output_ends_in_json(tmp_path):
     command = [
         sys.executable,

@@ -413,6 +413,7 @@ def test_closed_output_harms_no_file_of_the_run(tmp_path):
     assert (tmp_path / "mine" / "run.lock").read_text().strip().isdigit()
 
 
+@pytest.mark.slow
 def test_letters_that_the_terminal_lacks_are_escaped(tmp_path):
     ended = run_shell("$RUN export --help", PYTHONIOENCODING="ascii", COLUMNS="80")
     assert ended.returncode == 0, ended.stderr

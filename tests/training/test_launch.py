@@ -133,6 +133,7 @@ def test_the_first_process_reports_and_each_has_a_gpu_of_its_own(play, capfd):
     assert on_cpu["CUDA_VISIBLE_DEVICES"] == "-1", "without a GPU, none is looked for"
 
 
+@pytest.mark.slow
 def test_a_process_short_of_memory_ends_all_as_one_would(play):
     with pytest.raises(torch.OutOfMemoryError):
         play([WAIT], [["say", {"short": True}], ["exit", 1]])
@@ -165,11 +166,13 @@ LOST = ["say", {"broken": "RuntimeError: Connection closed by peer"}]
         (([], []), "2 processes ended without an answer"),
     ],
 )
+@pytest.mark.slow
 def test_one_clear_line_says_which_fault_ended_all(play, steps, message):
     with pytest.raises(TrainingError, match=message):
         play(*steps)
 
 
+@pytest.mark.slow
 def test_a_process_is_tried_with_fewer_rows_as_one_would_be(job, monkeypatch):
     tried = []
 

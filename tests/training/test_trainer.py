@@ -289,6 +289,7 @@ def test_trainer_that_dropped_a_row_is_refused(dpo, monkeypatch):
         dpo()
 
 
+@pytest.mark.slow
 def test_rows_never_reached_are_not_counted(dpo, monkeypatch):
     assert dpo().rows == 24
 

@@ -170,7 +170,8 @@ def tally_text(folder: Path, model: str | None, rival: str | None, judge: str | 
     agreement = f"No vote yet in which both you and {judge} chose a side."
     if found.agreement.count:
         agreement = (
-            f"You and {judge} agree on {_format_share(found.agreement)} of the votes without a tie."
+            f"You and {judge} agree on {_format_share(found.agreement)} of the votes without a "
+            f"tie; you preferred the longer answer in {_format_share(found.longer)} of them."
         )
     return (
         f"**{model} against {rival}**: {found.won} won, {found.tied} tied, {found.lost} lost; "

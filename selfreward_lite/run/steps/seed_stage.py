@@ -138,7 +138,8 @@ def judge_ranked(run: RunContext, _: int) -> None:
             for one in prompts[:count]
         ]
         run.ask_round(0, "eft_judgments", items)
-        if number == ROUNDS_BEFORE_CHECK and not run.store.is_done(0, "eft_yield"):
+        is_enough_seen = number == ROUNDS_BEFORE_CHECK or count == len(prompts)
+        if is_enough_seen and not run.store.is_done(0, "eft_yield"):
             _check_yield(run, count)
     run.once(0, "eft_examples", lambda: Outcome(drops=_examples(run, count)[1]))
 

@@ -1,0 +1,104 @@
+"""Parts of a task under names, and in values, that look like labels: none is dropped in silence."""
+
+import json
+
+import pytest
+
+from selfreward_lite.data.data_files import read_rows
+from selfreward_lite.data.prompt_rows import extract_prompt, extract_prompts
+from selfreward_lite.data.rows import BadRow
+from selfreward_lite.system.errors import DataError
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "French") for name in ("tgt_lang", "output_language", "to_lang", "replyLanguage")),
+        *((name, [3, 5]) for name in ("numbers", "nums", "rows", "matrix")),
+        ("rows", "[[1990, 3], [1991, 4]]"),
+        ("instructions", "In French."),
+        ("definition", "Sort."),
+        ("role", "You are a pirate."),
+        ("role", "system"),
+    ],
+)
+def test_a_part_of_the_task_is_refused_by_its_name(name, value):
+    with pytest.raises(BadRow, match=r"belongs to the task .*prompts\.ignore="):
+        extract_prompt({"prompt": "Do it.", name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "English") for name in ("lang", "src_lang", "language", "source_language")),
+        *((name, [3, 5]) for name in ("input_ids", "attention_mask", "embedding", "logprobs")),
+        *(("rows", 7), ("num_rows", 7), ("role", "User"), ("role", "prompter")),
+        ("source", ["lmsys-chat-1m", "flan"]),
+    ],
+)
+def test_a_label_or_a_figure_does_no_harm(name, value):
+    assert extract_prompt({"prompt": "Do it.", name: value}) == "Do it."
+
+
+def test_a_list_of_sources_with_texts_belongs_to_the_task():
+    with pytest.raises(BadRow, match="field 'source' belongs to the task"):
+        extract_prompt({"prompt": "Do it.", "source": ["flan", "There are three lamps here."]})
+
+
+def test_a_sentence_is_no_label_even_if_all_rows_have_it(tmp_path):
+    rows = [{"text": f"Ann bought loaf {n}.", "task": "Sum it up in a line."} for n in range(9)]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: field 'task' belongs to the task"):
+        extract_prompts(read_rows(write_rows(tmp_path / "a.jsonl", rows), skip_bad=False))
+    rows = [row | {"task": "closed book question answering"} for row in rows]
+    rows[0]["task"] = rows[1]["task"] = "Something about a book?"  # PandaLM has such labels
+    read = read_rows(write_rows(tmp_path / "b.jsonl", rows), skip_bad=False)
+    assert len(extract_prompts(read)) == 9
+    assert read.notes == [f"{tmp_path}/b.jsonl: fields that are not used: task"]
+
+
+@pytest.mark.parametrize("data", ["Ann sold 3 in May, Bo 4.", {"May": "three", "June": "four"}])
+def test_data_beside_a_prompt_are_refused_and_a_label_is_named(tmp_path, data):
+    with pytest.raises(BadRow, match=r"field 'data' says something else .*prompts\.ignore=data$"):
+        extract_prompt({"instruction": "Sum it up.", "data": data})
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "Sum it up.", "data": "train"}])
+    read = read_rows(path, skip_bad=False)
+    assert extract_prompts(read) == ["Sum it up."]
+    assert read.notes == [f"{path}: fields that are not used: data"]
+
+
+def test_a_text_that_holds_the_prompt_is_the_whole_row_only_if_the_rest_is_there_too():
+    long = "Please sum up what Ann and Bo did in the long year of the war, when bread was dear."
+    with pytest.raises(BadRow, match="field 'text' says something else"):
+        extract_prompt({"prompt": "Sum up", "text": long})
+    row = {"question": "Why?", "answer": long, "text": f"Question: Why?\nAnswer: {long}"}
+    assert extract_prompt(row) == "Why?"
+    chat = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": long}]
+    written = f"<|user|>\nWhy?</s>\n<|assistant|>\n{long}</s>"
+    assert extract_prompt({"messages": chat, "text": written}) == "Why?"
+
+
+@pytest.mark.parametrize("nothing", ["nan", "None", "null", "N/A", "<NA>"])
+def test_what_programs_write_for_nothing_is_no_prompt(nothing):
+    with pytest.raises(BadRow, match=f"field 'prompt' holds only '{nothing}'"):
+        extract_prompt({"prompt": nothing})
+
+
+def test_a_whole_number_is_material_as_in_a_table():
+    assert extract_prompt({"instruction": "Is it prime?", "input": 7}) == "Is it prime?\n\n7"
+    with pytest.raises(BadRow, match="field 'instances' is not a list of objects"):
+        extract_prompt({"instruction": "Is it prime?", "instances": 7})
+    for odd in (True, 7.5):
+        with pytest.raises(BadRow, match="field 'input' is not text"):
+            extract_prompt({"instruction": "Is it prime?", "input": odd})
+
+
+def test_fields_to_ignore_that_are_not_there_are_named(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "Why?", "Hint": "In the air."}])
+    read = read_rows(path, skip_bad=False)
+    assert extract_prompts(read, ignore=["hint", "hnt"]) == ["Why?"]
+    assert f"{path}: no row has the fields hnt to ignore" in read.notes
