@@ -125,9 +125,7 @@ def test_interrupting_ends_the_run_resumably(tmp_path, stop):
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell makes background jobs ignore it
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),  # a shell or nohup ignores some
     ) as child:
         try:
             while not (tmp_path / "tiny" / "run.sqlite").exists():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfreward_lite.data import prompt_rows
 from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.fields import normalise_name
 from selfreward_lite.data.other_fields import is_number
@@ -335,7 +336,7 @@ texts = st.text(min_size=1, max_size=60).filter(
         and "\x00" not in text
         and text.strip()[0] not in "[{#"
         and not is_number(text)
-        and text.strip().casefold() not in ("none", "null", "nan", "n/a", "<na>")
+        and text.strip().casefold() not in prompt_rows._NO_TEXT
     )
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Completion, Request
 from selfreward_lite.engine.reference import REFERENCE, Expected, Reference, save
 
@@ -102,6 +103,7 @@ def text_of(tokens: Sequence[int]) -> str:
 
 def write_run(folder: Path, models: Sequence[str] = ("M0", "M1")) -> Path:
     """Write the files of a run that servers need, with references; returns its base."""
+    Store.write(folder).close()
     base = folder / "base" / "base.gguf"
     base.parent.mkdir(parents=True)
     base.write_bytes(b"base")

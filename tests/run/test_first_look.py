@@ -118,7 +118,11 @@ def test_a_resumed_run_judges_nothing_twice(tmp_path, chat):
         assert store.count(Judgment) <= 100
 
 
-@pytest.mark.parametrize("wanted", [400, 10_000], ids=["two rounds", "all data in one round"])
+@pytest.mark.parametrize(
+    "wanted",
+    [400, pytest.param(1_600, marks=pytest.mark.slow)],
+    ids=["two rounds", "all data in one round"],
+)
 def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat, wanted):
     """With three different scores for four answers, no set agrees with the ranks."""
 

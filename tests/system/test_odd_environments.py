@@ -31,11 +31,17 @@ def python(
     script: str, before: Callable[[], None] | None = None, **environment: str
 ) -> subprocess.Popen[str]:
     """A process that runs `script`; `before` is done in it first."""
+
+    def begin() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+        if before is not None:
+            before()
+
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=ROOT,
         env={**os.environ, **environment},
-        preexec_fn=before,
+        preexec_fn=begin,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -166,6 +172,7 @@ def test_command_ends_in_order_when_its_terminal_is_closed():
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(UNDER_WAY)],
         cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL) and None,
         stdout=subprocess.PIPE,
         stderr=terminal,
         text=True,
@@ -355,5 +362,6 @@ def test_process_of_another_container_is_not_ended(tmp_path, monkeypatch):
         assert ended == [(os.getpid(), signal.SIGTERM)]
         locks.release(handle)
     finally:
+        monkeypatch.undo()  # else nothing is killed
         stranger.kill()
         stranger.wait()
