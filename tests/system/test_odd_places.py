@@ -422,7 +422,10 @@ def test_letters_that_the_terminal_lacks_are_escaped(tmp_path):
     assert ended.stderr.startswith(r"no run in runs/n\xe9; start one")
 
 
-@pytest.mark.parametrize("columns", ["0", "x", "", "-1", "99999999"])
+@pytest.mark.parametrize(
+    "columns",
+    ["0", *(pytest.param(one, marks=pytest.mark.slow) for one in ("x", "", "-1", "99999999"))],
+)
 def test_errors_are_printed_at_any_width(tmp_path, columns):
     ended = run_shell("$RUN status", cwd=tmp_path, COLUMNS=columns, LINES=columns, TERM="dumb")
     assert ended.returncode == 2
