@@ -3,23 +3,33 @@
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import scripted_run
 from error_text import one_line
 from repository import ROOT
+from safetensors.numpy import load_file, save_file
 
 from selfreward_lite import config
+from selfreward_lite.data.records import Judgment
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.run import loop
 from selfreward_lite.run.steps import seed_stage
-from selfreward_lite.system.errors import ConfigError, EngineError, TrainingError, UserError
+from selfreward_lite.system.errors import (
+    ConfigError,
+    EngineError,
+    GateStop,
+    TrainingError,
+    UserError,
+)
 
 pytestmark = pytest.mark.slow  # real trainings that go wrong
 
@@ -57,6 +67,28 @@ def test_flipped_byte_is_caught_by_its_hash(tmp_path):
         one_line(error)
         path.write_bytes(content)
     scripted_run.run(tmp_path / "run", **{"model.base": str(base), "iterations": "1"})
+
+
+def test_a_base_of_random_weights_is_told_that_it_cannot_judge(tmp_path):
+    """By the real engine; it never writes a score, so EFT would have nothing to learn from."""
+    base, rng = copy_base(tmp_path), np.random.default_rng(1)
+    weights = load_file(base / "model.safetensors")
+    drawn = {
+        name: rng.normal(0, 0.02, one.shape).astype(one.dtype) for name, one in weights.items()
+    }
+    save_file(drawn, base / "model.safetensors", {"format": "pt"})
+    command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path)]
+    ended = subprocess.run(
+        [*command, "--set", f"model.base={base}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.returncode == GateStop.exit_code, ended.stderr
+    said = " ".join(ended.stderr.split())
+    assert re.search(
+        r"\b0 of \d+ scores were written as asked, so EFT has nothing to learn from", said
+    )
+    with Store.read(tmp_path / "tiny") as store:
+        assert 0 < store.count(Judgment) <= 100
+        assert store.refusals(0).keys() == {"ability"}
 
 
 MALFORMED = {
