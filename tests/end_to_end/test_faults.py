@@ -233,7 +233,7 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("score", [0, 4, 5])
 def test_equal_scores_end_the_iteration_with_exit_code_3(tmp_path, chat, score):
-    overrides = {"M0 judge": lambda rng, asked: f"So.\nScore: {score}"}
+    overrides = {"M0 judge": lambda rng, asked: f"So it is, all in all.\nScore: {score}"}
     with pytest.raises(GateStop, match="signal") as stop:
         run_world(tmp_path / "run", chat, overrides, {"gates.max_judge_loss": "1"})
     assert stop.value.exit_code == 3

@@ -87,6 +87,7 @@ def run_world(
         "gates.mode": "stop",
         "iterations": "1",
         "evaluation.prompts": "30",
+        "evaluation.canary_judgments": "2",
         **(settings or {}),
     }
     with Store.write(folder) as store:
