@@ -48,7 +48,7 @@ CHECKPOINT_BYTES = 24  # a weight with AdamW's moments, in two checkpoints: the 
 ID_BYTES = 6  # of a token id in a trainer's rows
 LOG_BYTES = 8_000_000  # SQLite's write-ahead log, and the logs of trainers and exporters
 # A complete run of a preset that needs no GPU, where it was measured (docs/results.md).
-CPU_TIMES = {"tiny": "3 minutes on two CPU cores"}
+CPU_TIMES = {"tiny": "5 minutes on two CPU cores"}
 
 
 # -- costs that were measured ----------------------------------------------------------------------

@@ -395,7 +395,7 @@ def test_a_file_of_prompts_is_read_alone(tmp_path):
 def test_without_a_gpu_the_command_gives_no_hours():
     ended = planned()
     assert ended.returncode == 0, ended.stderr
-    assert "no GPU here; a run of this preset takes 3 minutes on two CPU cores" in ended.stderr
+    assert "no GPU here; a run of this preset takes 5 minutes on two CPU cores" in ended.stderr
     assert "download: nothing" in ended.stderr
     ended = planned("--preset", "small")
     assert "no GPU here, so there is no estimate" in ended.stderr
