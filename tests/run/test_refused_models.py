@@ -21,6 +21,9 @@ from selfreward_lite.run.steps import measure, promotion
 from selfreward_lite.system.errors import GateStop, UserError
 
 
+LIKED = "I like this one best.\nScore: 5"
+
+
 def export_without_effect(*_) -> dict:
     return {"difference": 0.0, "change": 0.0, "agreement": 1.0}
 
@@ -88,7 +91,7 @@ def test_a_canary_chosen_by_chance_is_rechecked(tmp_path, chat):
     def moody(rng, asked):
         said = find_response(asked).strip()
         favour[said] += said == "5/5"
-        return "I like this one best.\nScore: 5" if 0 < favour[said] <= 6 else World.judge(rng, asked)
+        return LIKED if 0 < favour[said] <= 6 else World.judge(rng, asked)
 
     looks = {"evaluation.canary_judgments": "6", "evaluation.second_look": "24"}
     run_world(tmp_path / "plain", chat, settings=looks)
@@ -117,7 +120,7 @@ def test_a_recheck_that_cannot_be_read_clears_nobody(tmp_path, chat):
         return (
             "I say no more."
             if favour[said] > 2
-            else "I like this one best.\nScore: 5"
+            else LIKED
             if favour[said]
             else World.judge(rng, asked)
         )
