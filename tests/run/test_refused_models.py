@@ -20,7 +20,6 @@ from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.steps import measure, promotion
 from selfreward_lite.system.errors import GateStop, UserError
 
-
 LIKED = "I like this one best.\nScore: 5"
 
 
