@@ -285,7 +285,7 @@ def test_a_chat_with_the_newest_model_moves_to_a_newer_one(chat_tab):
 
 def test_a_plan_tells_what_a_run_needs(library):
     said = run_tab.describe_plan(library, RunRequest("x", "tiny"))
-    for part in ("time: 3 minutes", "GPU memory:", "disk:", "download: nothing"):
+    for part in ("time: 5 minutes", "GPU memory:", "disk:", "download: nothing"):
         assert part in said
     assert re.search(
         r"download: \d+\.\d GB", run_tab.describe_plan(library, RunRequest("x", "overnight"))
