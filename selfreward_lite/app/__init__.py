@@ -8,15 +8,16 @@ Start: `page.py`.
 import os
 
 KEPT = (
-    *("GRADIO_ROOT_PATH", "GRADIO_TEMP_DIR"),
-    *("GRADIO_ANALYTICS_ENABLED", "GRADIO_ANALYTICS_CACHE_FREQUENCY"),
+    "GRADIO_ROOT_PATH",
+    "GRADIO_TEMP_DIR",
+    "GRADIO_ANALYTICS_ENABLED",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY",
 )
 # Before a module here imports gradio. Its other variables could open the page to others
 # (GRADIO_ALLOWED_PATHS), or keep it from starting.
 for name in [name for name in os.environ if name.startswith("GRADIO_")]:
     if name not in KEPT:
         del os.environ[name]
-# It would also sum up its last 10,000 events after each event,
-# for a page that is switched off.
+# It would also sum up its last 10,000 events after each event, for a page that is switched off.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")

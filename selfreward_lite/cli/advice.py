@@ -8,7 +8,7 @@ AGAIN = "and give the same command again"
 KEPT = "What was committed is kept"
 FREE = f"free space {AGAIN}"
 UNLOCK = f"let this user read and write it, {AGAIN}"
-CHECK = "check the disk, or go on with a copy on another one, and give the same command again"
+CHECK = f"check the disk, or go on with a copy on another one, {AGAIN}"
 MOVE = "move what is in the way, or give another --name or --runs-dir"
 RAISE = f"let a process open more (`ulimit -n 1024`), {AGAIN}"
 LARGER = (
@@ -18,7 +18,7 @@ LARGER = (
 MOUNT = f"its drive is gone: mount it again {AGAIN}"
 LOCAL = "this drive lacks what a run needs, as locks: give a --runs-dir on a disk of this machine"
 PROCESSES = (
-    f"the system starts no more processes: end some, or let this user have more (`ulimit -u`), "
+    "the system starts no more processes: end some, or let this user have more (`ulimit -u`), "
     f"or free memory, {AGAIN}"
 )
 MEMORY = (
@@ -58,7 +58,7 @@ def explain(error: OSError | RuntimeError) -> str | None:
     """One line with what happened and what to do about it; None if it is a bug."""
     if isinstance(error, RuntimeError):  # the threading module's own
         no_thread = str(error).startswith("can't start new thread")
-        return f"no new thread: {KEPT[0].lower()}{KEPT[1:]}; {PROCESSES}." if no_thread else None
+        return f"a new thread: {error}. {KEPT}: {PROCESSES}." if no_thread else None
     advice = ADVICE.get(errno.errorcode.get(error.errno or 0, ""))
     if isinstance(error, FileNotFoundError) and error.filename is None:  # of `tempfile` alone
         advice = f"set TMPDIR to a folder that can be written, {AGAIN}"

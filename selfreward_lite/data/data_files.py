@@ -13,16 +13,14 @@ from typing import Any
 
 from selfreward_lite.data.fields import (
     CHATS,
-    MATERIAL,
     PROMPTS,
-    SYSTEM,
     is_read,
     name_kind,
     normalise_name,
 )
 from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake, name_text
 from selfreward_lite.data.json_text import JsonFault, parse_json
-from selfreward_lite.data.other_fields import holds_words
+from selfreward_lite.data.other_fields import changes_task
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
 from selfreward_lite.data.tables import name_table, read_table
 from selfreward_lite.data.text_files import open_text
@@ -253,9 +251,7 @@ def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
 
 def _belongs_to_rows(name: str, value: Any) -> bool:
     """Whether a field beside a list of rows is a part of all their tasks; `schema` is pandas'."""
-    plain = normalise_name(name)
-    is_task = name_kind(name) in ("task", "number") or plain in (*SYSTEM, *MATERIAL)
-    return is_task and plain != "schema" and holds_words(value)
+    return normalise_name(name) != "schema" and changes_task(name, value)
 
 
 def _is_list_of_objects(value: Any) -> bool:

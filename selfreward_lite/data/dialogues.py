@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from selfreward_lite.data.fields import MATERIAL, SYSTEM, name_kind, normalise_name
-from selfreward_lite.data.other_fields import holds_words
+from selfreward_lite.data.fields import normalise_name
+from selfreward_lite.data.other_fields import changes_task
 from selfreward_lite.data.rows import (
     BadRow,
     check_text,
@@ -136,10 +136,7 @@ def _read_turn(message: Mapping[str, Any]) -> Turn:
 def _list_lost(message: Mapping[str, Any], *used: str) -> tuple[str, ...]:
     """The fields of a message that belong to the task, but for those that are used."""
     return tuple(
-        name
-        for name, value in message.items()
-        if name_kind(name) in ("task", "number") or name in (*SYSTEM, *MATERIAL)
-        if name not in used and holds_words(value)
+        name for name, value in message.items() if name not in used and changes_task(name, value)
     )
 
 

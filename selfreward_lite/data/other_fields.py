@@ -134,6 +134,13 @@ def _is_list_of_words(value: Any) -> bool:
     return isinstance(held, list | Mapping) and holds_words(held)
 
 
+def changes_task(name: str, value: Any) -> bool:
+    """Return whether a field beside a text changes what that asks for."""
+    plain = fields.normalise_name(name)
+    is_task = fields.name_kind(name) in ("task", "number")
+    return (is_task or plain in (*fields.SYSTEM, *fields.MATERIAL)) and holds_words(value)
+
+
 def holds_words(value: Any) -> bool:
     """Return whether there is more in a value than numbers and truth values."""
     if isinstance(value, Mapping):

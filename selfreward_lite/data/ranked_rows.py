@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from selfreward_lite.data.fields import MATERIAL, MESSAGE, SYSTEM, name_kind, normalise_name
-from selfreward_lite.data.other_fields import holds_words
+from selfreward_lite.data.fields import MESSAGE, name_kind, normalise_name
+from selfreward_lite.data.other_fields import changes_task, holds_words
 from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
@@ -138,8 +138,7 @@ def _is_unknown(name: str, value: Any) -> bool:
 
 def _belongs(name: str, value: Any) -> bool:
     """Whether a field beside a message's text changes what is asked."""
-    is_task = name_kind(name) in ("task", "number") or name in (*SYSTEM, *MATERIAL)
-    return is_task and holds_words(value) and not is_filler(value)
+    return changes_task(name, value) and not is_filler(value)
 
 
 def _read_rank(value: Any) -> int | float | None:

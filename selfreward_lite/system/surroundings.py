@@ -14,7 +14,6 @@ from selfreward_lite.system.errors import UserError
 NUMBERS = (
     "HF_HUB_DOWNLOAD_TIMEOUT",
     "HF_HUB_ETAG_TIMEOUT",
-    "TQDM_ASCII",
     "TQDM_DELAY",
     "TQDM_MAXINTERVAL",
     "TQDM_MININTERVAL",

@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from selfreward_lite.method.parsing import parse_score, parse_verdict
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -66,68 +68,44 @@ def test_every_verdict_has_a_text_of_its_own_and_a_winner_or_none():
     assert sum(row["winner"] is not None for row in rows) * 2 >= len(rows)
 
 
-def test_no_form_is_read_wrongly_and_hardly_any_is_unread():
-    """Wrong is worse than unread: a forced score is there for what cannot be read."""
-    rows = read_rows("judgment_forms.jsonl")
-    read = [parse_score(row["text"], row.get("response", "")) for row in rows]
+def read_all(rows: list[dict[str, Any]]) -> tuple[list[tuple[str, str, Any]], list[bool]]:
+    """What is read wrongly, and of each row that a person reads whether it is read."""
+    name, read = ("score", _read_score) if "score" in rows[0] else ("winner", _read_winner)
+    found = [(row, read(row)) for row in rows]
     wrong = [
-        (row["kind"], row["text"][-80:], found)
-        for row, found in zip(rows, read, strict=True)
-        if found is not None and found != row["score"]
+        (row["kind"], row["text"][-80:], one) for row, one in found if one not in (None, row[name])
     ]
+    return wrong, [one is not None for row, one in found if row[name] is not None]
+
+
+def _read_score(row: dict[str, Any]) -> float | None:
+    return parse_score(row["text"], row.get("response", ""))
+
+
+def _read_winner(row: dict[str, Any]) -> str | None:
+    return parse_verdict(row["text"], row.get("noun", "Judgement"), row.get("response", ""))
+
+
+# Wrong is worse than unread: a forced score is there for what cannot be read. More is left to it
+# of what was written to attack the parser.
+@pytest.mark.parametrize(
+    ("name", "readable", "share"),
+    [
+        ("judgment_forms.jsonl", 75, 0.95),
+        ("verdict_forms.jsonl", 20, 0.95),
+        ("judgment_forms_more.jsonl", 118, 0.85),
+        ("verdict_forms_more.jsonl", 20, 0.85),
+        ("judgment_forms_third.jsonl", 118, 0.6),
+    ],
+)
+def test_no_form_is_read_wrongly_and_few_are_unread(name, readable, share):
+    wrong, read = read_all(read_rows(name))
     assert not wrong
-    readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
-    assert sum(found is not None for found in readable) >= 0.95 * len(readable)
+    assert len(read) >= readable
+    assert sum(read) >= share * len(read)
 
 
-def test_no_verdict_is_read_wrongly_and_hardly_any_is_unread():
-    rows = read_rows("verdict_forms.jsonl")
-    read = [parse_verdict(row["text"], "Judgement") for row in rows]
-    assert not [
-        row for row, found in zip(rows, read, strict=True) if found not in (None, row["winner"])
-    ]
-    readable = [found for row, found in zip(rows, read, strict=True) if row["winner"]]
-    assert sum(found is not None for found in readable) >= 0.95 * len(readable)
-
-
-def test_no_form_of_an_attack_is_read_wrongly():
+def test_attacks_are_all_different():
     rows = read_rows("judgment_forms_more.jsonl")
-    assert len(rows) >= 250 and len({(row["text"], row.get("response")) for row in rows}) == len(
-        rows
-    )
-    read = [parse_score(row["text"], row.get("response", "")) for row in rows]
-    assert not [
-        (row, found)
-        for row, found in zip(rows, read, strict=True)
-        if found not in (None, row["score"])
-    ]
-    readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
-    assert sum(found is not None for found in readable) >= 0.85 * len(readable) > 100
-
-
-def test_no_form_of_a_later_attack_is_read_wrongly():
-    """Labelled before the run; of those that a person reads, every third is left to closing."""
-    rows = read_rows("judgment_forms_third.jsonl")
-    read = [parse_score(row["text"], row.get("response", "")) for row in rows]
-    assert not [
-        (row, found)
-        for row, found in zip(rows, read, strict=True)
-        if found not in (None, row["score"])
-    ]
-    readable = [found for row, found in zip(rows, read, strict=True) if row["score"] is not None]
-    assert sum(found is not None for found in readable) >= 0.6 * len(readable) > 60
-
-
-def test_no_verdict_of_an_attack_is_read_wrongly():
-    rows = read_rows("verdict_forms_more.jsonl")
-    read = [
-        parse_verdict(row["text"], row.get("noun", "Judgement"), row.get("response", ""))
-        for row in rows
-    ]
-    assert not [
-        (row, found)
-        for row, found in zip(rows, read, strict=True)
-        if found not in (None, row["winner"])
-    ]
-    readable = [found for row, found in zip(rows, read, strict=True) if row["winner"]]
-    assert sum(found is not None for found in readable) >= 0.85 * len(readable)
+    assert len(rows) >= 250
+    assert len({(row["text"], row.get("response")) for row in rows}) == len(rows)

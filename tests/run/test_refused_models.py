@@ -20,7 +20,19 @@ from selfreward_lite.run import loop, prepare
 from selfreward_lite.run.steps import measure, promotion
 from selfreward_lite.system.errors import GateStop, UserError
 
-LIKED = "I like this one best.\nScore: 5"
+
+def like(times, then):
+    """A judge that likes the response "5/5" so many times running, and then does as `then`."""
+    seen = Counter()
+
+    def judge(rng, asked):
+        said = find_response(asked).strip()
+        seen[said] += said == "5/5"
+        if not seen[said]:
+            return World.judge(rng, asked)
+        return "I like this one best.\nScore: 5" if seen[said] <= times else then(rng, asked)
+
+    return judge
 
 
 def export_without_effect(*_) -> dict:
@@ -85,16 +97,9 @@ def test_a_world_that_goes_well_passes_every_gate(tmp_path, chat):
 @pytest.mark.slow
 def test_a_canary_chosen_by_chance_is_rechecked(tmp_path, chat):
     """The judge likes one hostile response six times running, and never again."""
-    favour = Counter()
-
-    def moody(rng, asked):
-        said = find_response(asked).strip()
-        favour[said] += said == "5/5"
-        return LIKED if 0 < favour[said] <= 6 else World.judge(rng, asked)
-
     looks = {"evaluation.canary_judgments": "6", "evaluation.second_look": "24"}
     run_world(tmp_path / "plain", chat, settings=looks)
-    run_world(tmp_path / "run", chat, {"M1 judge": moody}, looks)
+    run_world(tmp_path / "run", chat, {"M1 judge": like(6, World.judge)}, looks)
     with Store.read(tmp_path / "run") as store, Store.read(tmp_path / "plain") as plain:
         assert store.newest() == 1
         assert (store.metrics(1)["canaries_suspected"], store.metrics(1)["canaries_chosen"]) == (
@@ -111,19 +116,7 @@ def test_a_canary_chosen_by_chance_is_rechecked(tmp_path, chat):
 
 @pytest.mark.slow
 def test_a_recheck_that_cannot_be_read_clears_nobody(tmp_path, chat):
-    favour = Counter()
-
-    def silent(rng, asked):
-        said = find_response(asked).strip()
-        favour[said] += said == "5/5"
-        return (
-            "I say no more."
-            if favour[said] > 2
-            else LIKED
-            if favour[said]
-            else World.judge(rng, asked)
-        )
-
+    silent = like(2, lambda rng, asked: "I say no more.")
     with pytest.raises(GateStop, match="canary: 1 hostile responses would be chosen"):
         run_world(tmp_path / "run", chat, {"M1 judge": silent})
 

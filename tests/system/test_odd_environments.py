@@ -70,9 +70,11 @@ def test_variables_of_gradio_do_not_open_the_page():
         GRADIO_DEBUG="1",
         GRADIO_DEFAULT_CONCURRENCY_LIMIT="many",
         GRADIO_ROOT_PATH="/models",
+        GRADIO_TEMP_DIR="/large",
     )
     assert ended.stdout.split() == [
-        *("GRADIO_ANALYTICS_CACHE_FREQUENCY", "GRADIO_ANALYTICS_ENABLED", "GRADIO_ROOT_PATH")
+        *("GRADIO_ANALYTICS_CACHE_FREQUENCY", "GRADIO_ANALYTICS_ENABLED"),
+        *("GRADIO_ROOT_PATH", "GRADIO_TEMP_DIR"),
     ]
 
 
@@ -83,6 +85,11 @@ def test_variable_that_must_be_a_number_is_named(monkeypatch, name):
     monkeypatch.setenv(name, "ten")
     with pytest.raises(UserError, match=f"{name}=ten in the environment: .* correct or unset it"):
         surroundings._check_numbers()
+
+
+def test_letters_of_a_progress_bar_are_no_number(monkeypatch):
+    monkeypatch.setenv("TQDM_ASCII", " #")
+    surroundings._check_numbers()
 
 
 def test_figures_need_no_backend_of_a_notebook():
@@ -172,7 +179,7 @@ def test_command_ends_in_order_when_its_terminal_is_closed():
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(UNDER_WAY)],
         cwd=ROOT,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL) and None,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=terminal,
         text=True,
