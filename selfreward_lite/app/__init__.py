@@ -7,12 +7,7 @@ Start: `page.py`.
 
 import os
 
-KEPT = (
-    "GRADIO_ROOT_PATH",
-    "GRADIO_TEMP_DIR",
-    "GRADIO_ANALYTICS_ENABLED",
-    "GRADIO_ANALYTICS_CACHE_FREQUENCY",
-)
+KEPT = ("GRADIO_ROOT_PATH", "GRADIO_ANALYTICS_ENABLED", "GRADIO_ANALYTICS_CACHE_FREQUENCY")
 # Before a module here imports gradio. Its other variables could open the page to others
 # (GRADIO_ALLOWED_PATHS), or keep it from starting.
 for name in [name for name in os.environ if name.startswith("GRADIO_")]:

@@ -73,8 +73,7 @@ def test_variables_of_gradio_do_not_open_the_page():
         GRADIO_TEMP_DIR="/large",
     )
     assert ended.stdout.split() == [
-        *("GRADIO_ANALYTICS_CACHE_FREQUENCY", "GRADIO_ANALYTICS_ENABLED"),
-        *("GRADIO_ROOT_PATH", "GRADIO_TEMP_DIR"),
+        *("GRADIO_ANALYTICS_CACHE_FREQUENCY", "GRADIO_ANALYTICS_ENABLED", "GRADIO_ROOT_PATH")
     ]
 
 
