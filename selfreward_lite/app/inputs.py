@@ -34,7 +34,7 @@ class CheckedPage(gr.Blocks):
 def refuse_files(given: Any, place: str) -> None:
     """Raise UserError where a value names a file or an address, which gradio would fetch."""
     match given:
-        case {"meta": _}:
+        case {"meta": _} | {"path": str()}:  # as gradio tells files, in inputs and in events
             raise UserError(f"{place}: the page takes no files")
         case dict():
             for one in given.values():

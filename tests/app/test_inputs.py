@@ -67,9 +67,10 @@ def test_each_input_comes_once(parts):
 
 
 def test_no_file_is_named():
-    refuse_files([{"path": "x"}, None, 1, "meta"], "inputs")
-    with pytest.raises(UserError, match="inputs: the page takes no files"):
-        refuse_files([{"a": [{"path": "/etc/passwd", "meta": {}}]}], "inputs")
+    refuse_files([{"path": 1}, None, 1, "meta", "path"], "inputs")
+    for file in ({"meta": {}}, {"path": "x"}, {"path": "/etc/passwd", "meta": {}}):
+        with pytest.raises(UserError, match="inputs: the page takes no files"):
+            refuse_files([{"a": [file]}], "inputs")
 
 
 @pytest.mark.parametrize("sent", [None, 1, "index", [], {}, {"index": True}, {"index": ["x"]}])
