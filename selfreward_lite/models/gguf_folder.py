@@ -253,7 +253,10 @@ def _open(path: Path) -> tuple[Read, Stored]:
         field = reader.fields.get(name)
         if field is None and not default:
             raise ConfigError(f"{path} lacks {name}; use a GGUF of a chat model")
-        return default[0] if field is None else field.contents()
+        try:
+            return default[0] if field is None else field.contents()
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}: {name} is no text; download it again") from None
 
     if (kind := read("general.type", "model")) != "model":
         raise ConfigError(f"{path} holds no model but an {kind}; use a GGUF of a chat model")

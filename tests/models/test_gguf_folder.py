@@ -403,6 +403,13 @@ def test_other_files_are_refused(made: Path, tmp_path: Path, refused: Any) -> No
         find_base(str(tmp_path / "none.gguf"))
 
 
+def test_a_value_that_is_no_text_is_refused(small: Path, tmp_path: Path, refused: Any) -> None:
+    file, name = tmp_path / "bad.gguf", b"general.architecture"
+    head, tail = (small / "llama.gguf").read_bytes().split(name, 1)
+    file.write_bytes(head + name + tail.replace(b"llama", b"ll\x80ma", 1))
+    assert f"{file}: general.architecture is no text; download it again" in refused(file)
+
+
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.03, 0.1, 0.5, 0.9, 0.9999])
 def test_a_cut_file_is_refused(share: float, small: Path, tmp_path: Path, refused: Any) -> None:
     data = (small / "llama.gguf").read_bytes()
