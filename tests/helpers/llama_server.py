@@ -96,7 +96,9 @@ def find_libraries() -> list[str]:
 class LlamaServer:
     """llama-server as a router over a file of models, on a free port of loopback.
 
-    Its models are processes that it starts, and are in its group, which is no other process's.
+    Its models are processes that it starts, and are in its group, which is no other process's. Each
+    has one thread: on as many cores as servers, the threads of two wait for each other, and a tiny
+    token takes a second.
     """
 
     def __init__(self, program: Path, presets: Path, log: Path) -> None:
@@ -104,7 +106,7 @@ class LlamaServer:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [program, "--models-preset", presets, "--models-max", "2"]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--offline"]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--offline", "--threads", "1"]
         with log.open("ab") as out:
             self._process = subprocess.Popen(
                 command,
