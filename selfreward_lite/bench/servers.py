@@ -1,10 +1,11 @@
 """How fast servers generate for a run, beside the engine on this machine.
 
-All are asked for the same: some of the run's prompts, with the same seeds.
+All are asked for the same, with the same seeds: answers to some of the run's prompts, or judgments
+of some of its answers.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,13 @@ from time import perf_counter
 from selfreward_lite import config
 from selfreward_lite.bench import Say
 from selfreward_lite.config.settings import EngineSettings, Settings
-from selfreward_lite.data.records import Prompt
+from selfreward_lite.data.records import Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Engine, LlamaSpec, Request
 from selfreward_lite.engine.process import ProcessEngine
+from selfreward_lite.method.judgments import make_judge_request
+from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
-from selfreward_lite.models.chat_template import user
 from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.run import servers
 from selfreward_lite.system.errors import UserError
@@ -36,22 +38,27 @@ class Speed:
 
 
 def measure(
-    folder: Path, urls: Sequence[str], prompts: int, samples: int, repeats: int, say: Say
+    folder: Path,
+    urls: Sequence[str],
+    texts: int,
+    samples: int,
+    repeats: int,
+    say: Say,
+    judge: bool = False,
 ) -> dict[str, Speed]:
     """Measure the engine here and every server in turn, `repeats` times; by name or address.
 
-    Asks the newest model of the run. Raises UserError for a run without models or prompts.
+    The newest model of the run answers so many `texts`, or judges them. Raises UserError for a run
+    without models, or without prompts or answers.
     """
     with Store.read(folder) as store:
-        number, model = store.model(None)
         settings = store.settings()
-        texts = [one.text for one in store.records(Prompt)][:prompts]
-    engines = {HERE: settings.engine} | {url: _name_server(settings, url) for url in urls}
-    if not texts:
-        raise UserError(f"{folder} has no prompts yet; give its `run` command again")
-    is_base = number == 0 and not settings.seed_stage.trains
-    adapter = None if is_base else str(model / "adapter.gguf")
-    requests = make_requests(settings, texts, samples, adapter)
+        engines = {HERE: settings.engine} | {url: _name_server(settings, url) for url in urls}
+        role = _choose_role(store, settings, judge)
+        requests = [*(_ask_judgments if judge else _ask_answers)(store, role, texts, samples)]
+    if not requests:
+        lacks = "answers" if judge else "prompts"
+        raise UserError(f"{folder} has no {lacks} yet; give its `run` command again")
     found = {name: Speed() for name in engines}
     for repeat in range(repeats):
         expected: dict[tuple[str, int], tuple[int, ...]] = {}
@@ -66,23 +73,33 @@ def measure(
     return found
 
 
-def make_requests(
-    settings: Settings, texts: Sequence[str], samples: int, adapter: str | None
-) -> list[Request]:
-    """Answers to the texts, `samples` of each, drawn as the run draws its responses."""
-    chat = ChatFormat.load(find_base(settings.model.base))
-    draw = settings.responses.draw
-    return [
-        Request(
-            f"{number}",
-            tuple(chat.prompt_ids(user(text))),
-            tuple(range(number * samples, (number + 1) * samples)),
-            draw,
-            chat.stop,
-            adapter,
-        )
-        for number, text in enumerate(texts)
-    ]
+def _choose_role(store: Store, settings: Settings, judge: bool) -> Role:
+    """The newest model of the run, as it answers or judges there."""
+    number, model = store.model(None)
+    is_base = number == 0 and not settings.seed_stage.trains
+    return Role(
+        model.name,
+        None if is_base else str(model / "adapter.gguf"),
+        ChatFormat.load(find_base(settings.model.base)),
+        (settings.judge if judge else settings.responses).draw,
+        settings.model.templates,
+        store.id_namespace,
+        settings.seed,
+        number,
+        settings.judge.close == "force",
+    )
+
+
+def _ask_answers(store: Store, role: Role, count: int, samples: int) -> Iterator[Request]:
+    for prompt in store.records(Prompt)[:count]:
+        seeds = [f"{prompt.id}:{index}" for index in range(samples)]
+        yield role.make_request(prompt.text, prompt.id, seeds)
+
+
+def _ask_judgments(store: Store, role: Role, count: int, samples: int) -> Iterator[Request]:
+    prompts = {one.id: one for one in store.records(Prompt)}
+    for response in store.records(Response)[:count]:
+        yield make_judge_request(prompts[response.prompt_id], response, role, samples)
 
 
 def measure_engine(

@@ -175,18 +175,23 @@ def bench_servers(
     server: Annotated[
         list[str] | None, Option(help="Address of a server of this run. May be repeated.")
     ] = None,
-    prompts: Annotated[int, Option(help="Prompts of the run that are answered.", min=1)] = 16,
-    samples: Annotated[int, Option(help="Answers to each.", min=1)] = 8,
+    judge: Annotated[
+        bool, Option("--judge", help="Judge answers of the run, in place of answering its prompts.")
+    ] = False,
+    prompts: Annotated[
+        int, Option(help="Prompts that are answered, or answers that are judged.", min=1)
+    ] = 16,
+    samples: Annotated[int, Option(help="Answers or judgments of each.", min=1)] = 8,
     repeats: Annotated[int, Option(help="Measurements of each.", min=1)] = 3,
 ) -> None:
-    """How fast are servers for a run? The same answers here and on each of them."""
+    """How fast are servers for a run? The same texts here and on each of them."""
     from selfreward_lite.bench import servers
 
     if not server:
         raise UserError(
             "name at least one --server http://HOST:PORT; `doctor --servers` says how to start one"
         )
-    found = servers.measure(runs_dir / name, server, prompts, samples, repeats, say)
+    found = servers.measure(runs_dir / name, server, prompts, samples, repeats, say, judge)
     rates = {where: median(one.rates) for where, one in found.items()}
     rows = [
         [
@@ -199,7 +204,8 @@ def bench_servers(
     ]
     numbers = map(str, range(1, repeats + 1))
     head = ["", *numbers, "median tokens/s", "of this machine", "same samples"]
-    print_table(head, rows, f"{name}, {prompts} prompts, {samples} answers to each")
+    asked = ("answers", "judgments") if judge else ("prompts", "answers")
+    print_table(head, rows, f"{name}, {prompts} {asked[0]}, {samples} {asked[1]} of each")
     emit({where: {"tokens_per_s": rates[where], **asdict(one)} for where, one in found.items()})
 
 

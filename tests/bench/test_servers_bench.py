@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from selfreward_lite import config
 from selfreward_lite.bench import servers
 from selfreward_lite.cli.main import app
-from selfreward_lite.data.records import Outcome, Prompt
+from selfreward_lite.data.records import Outcome, Prompt, Response
 from selfreward_lite.data.store import Store
 from selfreward_lite.run import servers as run_servers
 from selfreward_lite.system.errors import ConfigError, UserError
@@ -31,10 +31,14 @@ class WordEngine:
 class Chat:
     """A chat format of that model."""
 
-    stop = word_model.STOP
+    stop, special = word_model.STOP, {}
 
-    def prompt_ids(self, messages):
+    def prompt_ids(self, messages, continue_with=""):
         return (1, 2, len(messages[0]["content"]) % 20)
+
+    def text_ids(self, text):
+        digits = [word_model.DIGITS[int(letter)] for letter in text if letter.isdigit()]
+        return [word_model.SCORE, *digits] if "Score" in text else [3]
 
 
 @pytest.fixture
@@ -47,7 +51,10 @@ def runs(tmp_path, monkeypatch):
         prompts = [
             Prompt.make(store.id_namespace, 0, "held_out", i, "a" * (i + 1)) for i in range(4)
         ]
-        store.commit(0, "ranked", "whole", Outcome(records=prompts))
+        answers = [
+            Response(f"r{i}", 0, "M0", one.id, 0, "a", "stop", 1) for i, one in enumerate(prompts)
+        ]
+        store.commit(0, "ranked", "whole", Outcome(records=[*prompts, *answers]))
         store.promote(0, "gates")
     monkeypatch.setattr(run_servers, "read_pieces", lambda _: word_model.PIECES)
     monkeypatch.setattr(servers, "ProcessEngine", lambda spec: WordEngine())
@@ -59,10 +66,11 @@ def bench(runs, *words):
     return CliRunner().invoke(app, ["bench", "servers", "--runs-dir", str(runs), *words])
 
 
-def test_it_compares_speed_and_samples(runs):
+@pytest.mark.parametrize("load", [(), ("--judge",)])
+def test_it_compares_speed_and_samples(runs, load):
     server = ScriptedServer("vllm")
     words = ("--server", server.url, "--prompts", "3", "--samples", "2", "--repeats", "2")
-    result = bench(runs, *words)
+    result = bench(runs, *words, *load)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
     assert list(found) == [servers.HERE, server.url]
