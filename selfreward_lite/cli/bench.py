@@ -347,8 +347,8 @@ def bench_rehearsal(
 ) -> None:
     """Does a model of a real size fit? NF4, GGUF, a DPO step, proof, judgments, all on the CPU.
 
-    It takes a quarter of an hour at the size of an 8B on two cores, and resumes behind the last step
-    that was done.
+    It takes a quarter of an hour at the size of an 8B on two cores, and resumes behind the last
+    step that was done.
     """
     from selfreward_lite.bench import rehearsal
 

@@ -24,7 +24,8 @@ from selfreward_lite.system.errors import EngineError
 
 FAULTS_BEFORE_OUT = 3  # in a row
 DEATHS_BEFORE_ISOLATION = 3
-DEATHS_BEFORE_GIVING_UP = 8  # in a row, without a single completion
+DEATHS_BEFORE_GIVING_UP = 8  # for each server, in a row, without a single completion
+IDLE_BEFORE_CHECK = 2.0  # seconds without an answer; nobody notices a restart meanwhile
 TIMING = Timing()
 _log = logging.getLogger(__name__)
 
@@ -141,7 +142,11 @@ class ServerEngine:
         if self._round is not None:
             raise RuntimeError("this engine is already completing; close that iterator first")
         self._round, self._deaths_in_a_row, feed = _Round(), 0, iter(requests)
-        started = self._last_answer = time.monotonic()
+        started = time.monotonic()
+        if started - self._last_answer > IDLE_BEFORE_CHECK:
+            for state in self._states:
+                state.server.forget_models()
+        self._last_answer = started
         try:
             while True:
                 yield from self._hand_out(self._round, feed)
@@ -296,7 +301,7 @@ class ServerEngine:
 
         Samples that were under way together fail together, which is one failure.
         """
-        if fault.unreachable:
+        if fault.unreachable or fault.began:  # behind a tunnel, a server that is gone breaks off
             state.server.forget_models()
         state.line = str(fault)
         if started < state.last_fault:
@@ -310,7 +315,8 @@ class ServerEngine:
         if fault.began:
             self._deaths_in_a_row += 1
         silence = now - self._last_answer
-        if self._deaths_in_a_row >= DEATHS_BEFORE_GIVING_UP or silence >= self._patience:
+        most_deaths = DEATHS_BEFORE_GIVING_UP * len(self._states)
+        if self._deaths_in_a_row >= most_deaths or silence >= self._patience:
             how = f"failed {self._deaths_in_a_row} times in a row without one answer"
             if silence >= self._patience:
                 how = f"gave no answer for {silence / 60:.1f} minutes"

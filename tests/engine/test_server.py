@@ -6,8 +6,10 @@ import time
 from dataclasses import replace
 
 import pytest
+import word_model
 from server_world import CLOSING, FAST, SLOW, World, check_answers, gather
 
+from selfreward_lite.engine import server as engine_server
 from selfreward_lite.engine.api import Sampling
 from selfreward_lite.engine.http_client import KEY
 from selfreward_lite.engine.presets import PRESETS, add_section, build_head, read_sections
@@ -130,6 +132,43 @@ def test_a_server_that_restarts_is_used_again(world, kind):
     requests = world.requests()
     check_answers(list(engine.complete(requests)), requests)
     assert engine.faults >= 1
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_another_base_behind_the_same_address_is_found(world, idle, monkeypatch):
+    """Behind `ssh -L` a server that is gone only breaks off, and an idle engine sees nothing."""
+    server, count, found = world.server(), iter(range(10**6)), []
+
+    def change(body):
+        if next(count) != 20:
+            return None
+        server.lies["base"] = "another"
+        return "drop"
+
+    engine = world.engine(server, slots=1)
+    list(engine.complete(world.requests(2, adapter=None)))
+    if idle:
+        monkeypatch.setattr(engine_server, "IDLE_BEFORE_CHECK", 0.0)
+        server.lies["base"] = "another"
+    else:
+        server.fault = change
+    requests = {one.key: one for one in world.requests(12, adapter=None)}
+    with pytest.raises(EngineError, match="has the same likeliest token as the base"):
+        gather(engine.complete(requests.values()), found)
+    assert bool(found) is not idle
+    for one in found:
+        assert one.tokens == word_model.answer(requests[one.key], one.sample).tokens
+
+
+def test_patience_holds_however_many_servers_break_off(world):
+    servers = [world.server() for _ in range(9)]
+    engine = world.engine(*servers, patience=0.02)
+    list(engine.complete(world.requests(18)))
+    for server in servers:
+        server.fault = lambda body: "drop"
+    with pytest.raises(EngineError) as error:
+        list(engine.complete(world.requests(40)))
+    assert "in a row" not in str(error.value)
 
 
 def test_adapters_that_a_restart_forgot_are_loaded_and_checked_again(world):
