@@ -393,8 +393,8 @@ class ServerEngine:
         minutes = f"{self._patience / 60:g} minutes"
         if time.monotonic() - self._out_since >= self._patience:
             raise EngineError(
-                f"no server has answered for {minutes}: {lines}; start them, then give the same "
-                "command again"
+                f"no server has answered for {minutes}: {lines}; start them (`doctor --servers "
+                "RUN` says how), then give the same command again"
             )
         if lines and not self._has_warned:
             self._has_warned = True
