@@ -23,6 +23,7 @@ from selfreward_lite.method.roles import Role
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.models.gguf_folder import find_base
 from selfreward_lite.run import servers
+from selfreward_lite.run.context import make_role
 from selfreward_lite.system.errors import UserError
 
 HERE = "this machine"
@@ -54,7 +55,10 @@ def measure(
     with Store.read(folder) as store:
         settings = store.settings()
         engines = {HERE: settings.engine} | {url: _name_server(settings, url) for url in urls}
-        role = _choose_role(store, settings, judge)
+        chat = ChatFormat.load(find_base(settings.model.base))
+        draw = (settings.judge if judge else settings.responses).draw
+        number, _ = store.model(None)
+        role = make_role(store, settings, chat, number, draw, number)
         requests = [*(_ask_judgments if judge else _ask_answers)(store, role, texts, samples)]
     if not requests:
         lacks = "answers" if judge else "prompts"
@@ -71,23 +75,6 @@ def measure(
             speed.equal = sum(expected[key] == tokens for key, tokens in drawn.items())
             say(f"{repeat + 1} of {repeats}: {name}, {rate:.1f} tokens/s")
     return found
-
-
-def _choose_role(store: Store, settings: Settings, judge: bool) -> Role:
-    """The newest model of the run, as it answers or judges there."""
-    number, model = store.model(None)
-    is_base = number == 0 and not settings.seed_stage.trains
-    return Role(
-        model.name,
-        None if is_base else str(model / "adapter.gguf"),
-        ChatFormat.load(find_base(settings.model.base)),
-        (settings.judge if judge else settings.responses).draw,
-        settings.model.templates,
-        store.id_namespace,
-        settings.seed,
-        number,
-        settings.judge.close == "force",
-    )
 
 
 def _ask_answers(store: Store, role: Role, count: int, samples: int) -> Iterator[Request]:

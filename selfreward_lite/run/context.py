@@ -36,6 +36,25 @@ from selfreward_lite.system.errors import UserError
 Made = Response | Judgment | TaskAnswer
 
 
+def make_role(
+    store: Store, settings: Settings, chat: ChatFormat, model: int, draw: Sampling, iteration: int
+) -> Role:
+    """A model of a run as a role whose records belong to `iteration`."""
+    # llama.cpp refuses an adapter that does nothing, as an untrained M0 has.
+    raw = model == BASE or (model == 0 and not settings.seed_stage.trains)
+    return Role(
+        model=ModelId(model).name,
+        adapter=None if raw else str(store.model_dir(model) / "adapter.gguf"),
+        chat=chat,
+        sampling=draw,
+        templates=settings.model.templates,
+        id_namespace=store.id_namespace,
+        seed=settings.seed,
+        iteration=iteration,
+        forces=settings.judge.close == "force",
+    )
+
+
 @dataclass
 class RunReader:
     """Reads the records of a run by what they are for; writes nothing."""
@@ -166,19 +185,7 @@ class RunContext(RunReader):
 
     def role(self, model: int, draw: Sampling, iteration: int) -> Role:
         """A model of the run as a role whose records belong to `iteration`."""
-        # llama.cpp refuses an adapter that does nothing, as an untrained M0 has.
-        raw = model == BASE or (model == 0 and not self.settings.seed_stage.trains)
-        return Role(
-            model=ModelId(model).name,
-            adapter=None if raw else str(self.store.model_dir(model) / "adapter.gguf"),
-            chat=self.chat,
-            sampling=draw,
-            templates=self.settings.model.templates,
-            id_namespace=self.store.id_namespace,
-            seed=self.settings.seed,
-            iteration=iteration,
-            forces=self.settings.judge.close == "force",
-        )
+        return make_role(self.store, self.settings, self.chat, model, draw, iteration)
 
     def judge_role(self, model: int, iteration: int) -> Role:
         """A model of the run as judge."""

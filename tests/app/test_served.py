@@ -196,7 +196,7 @@ def test_half_a_character_comes_back_as_one_line(client, arguments, endpoint, sa
     address = f"{client.src}gradio_api/call{endpoint}"
     sent = httpx.post(address, content=json.dumps({"data": given}), headers=JSON)
     said = httpx.get(f"{address}/{sent.json()['event_id']}", timeout=60).text
-    assert says in said and "Traceback" not in said
+    assert said.startswith("event: error") and says in said and "Traceback" not in said
 
 
 def test_bad_calls_end_no_other_reply(client):

@@ -166,9 +166,8 @@ def test_patience_holds_however_many_servers_break_off(world):
     list(engine.complete(world.requests(18)))
     for server in servers:
         server.fault = lambda body: "drop"
-    with pytest.raises(EngineError) as error:
+    with pytest.raises(EngineError, match=r"answer(ed)? for 0\.0"):  # no number of failures
         list(engine.complete(world.requests(40)))
-    assert "in a row" not in str(error.value)
 
 
 def test_adapters_that_a_restart_forgot_are_loaded_and_checked_again(world):

@@ -25,6 +25,7 @@ def test_every_row_of_the_table_counts_its_tests():
     files = sorted({f"tests/{file}" for parts, _ in rows.values() for file, _ in parts})
     command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "--collect-only", "-m", ""]
     ended = subprocess.run([*command, *files], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stdout[-2000:]
     found = [line for line in ended.stdout.splitlines() if "::" in line]
 
     def count(file: str, names: str) -> int:
