@@ -10,6 +10,7 @@ forbid a response to win, or may decide before the judge does (pairs.verify).
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from selfreward_lite.config.settings import Schedule, Verify
 from selfreward_lite.data.checkable.score import score_answer
@@ -127,7 +128,7 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
 
     With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋,
     rejected the longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against
-    worst. With `schedule.rejected` "nearest" it is the one whose length is nearest to the chosen.
+    worst. With `schedule.lengths` "alike" they are the two of these whose lengths differ least.
 
     >>> scores = ("a", 5.0, 1900), ("b", 4.2, 1500), ("c", 2.0, 1800)
     >>> schedule = Schedule(rho=0.32, judgment_pairs=False)
@@ -147,17 +148,23 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
     least, most = (1 - rho) * best + rho * worst, (1 - rho) * worst + rho * best
     high = [one for one in scored if one.may_win and one.score >= least - SCORE_TOLERANCE]
     low = [one for one in scored if one.score <= most + SCORE_TOLERANCE]
-    chosen = min(high, key=lambda one: (one.length, -one.score))
-    if schedule.rejected == "longest":
+    if schedule.lengths == "apart":
+        chosen = min(high, key=lambda one: (one.length, -one.score))
         rejected = max(low, key=lambda one: (one.length, -one.score))
     else:
-        rejected = min(low, key=lambda one: (abs(one.length - chosen.length), one.score))
+        chosen, rejected = min(product(high, low), key=_unlikeness)
     if chosen.score - rejected.score < schedule.min_gap - SCORE_TOLERANCE:
         return "scores too close"
     limit = schedule.max_chosen_response
     if limit is not None and chosen.length > limit:
         return "chosen response too long"
     return ChosenPair(chosen, rejected, least, most, len(high), len(low))
+
+
+def _unlikeness(pair: tuple[ScoredResponse, ScoredResponse]) -> tuple[float, ...]:
+    """How much the lengths of two responses differ; of equals, the clearest pair comes first."""
+    chosen, rejected = pair
+    return abs(chosen.length - rejected.length), rejected.score - chosen.score
 
 
 def find_perfect_responses(

@@ -34,7 +34,10 @@ NOTES = {
     "veto": " A response that breaks a constraint is never chosen.",
     "score": " The share of the constraints kept decides before the judge does.",
 }
-REJECTED = {"longest": "longest", "nearest": "one nearest in length"}
+LENGTHS = {
+    "apart": ("the shortest", "the longest", "length control"),
+    "alike": ("the one", "the one", "the two nearest in length"),
+}
 RANKED, HELD_OUT = "ranked by people", "held out"
 JudgedResponse = tuple[Response, tuple[Judgment, ...]]
 PairFilter = Literal["all", "gave a pair", "gave none"]
@@ -203,9 +206,10 @@ def _explain_pair(
     made = response_pairs.choose_pair(scored, schedule)
     if isinstance(made, str):
         return parts, f"No pair: {made}.{note}"
+    chosen, rejected, how = LENGTHS[schedule.lengths]
     why = (
-        f"Chosen: the shortest of {made.high} that scored {made.least:.2f} or more. Rejected: the "
-        f"{REJECTED[schedule.rejected]} of {made.low} that scored {made.most:.2f} or less (length "
-        f"control, rho = {schedule.rho:g})."
+        f"Chosen: {chosen} of {made.high} that scored {made.least:.2f} or more. Rejected: "
+        f"{rejected} of {made.low} that scored {made.most:.2f} or less ({how}, "
+        f"rho = {schedule.rho:g})."
     )
     return parts, why + note

@@ -115,11 +115,11 @@ def test_pairs_drop_a_chosen_response_above_the_limit():
     )
 
 
-def test_the_rejected_response_may_be_the_nearest_in_length():
-    scored = [("a", 5.0, 9), ("b", 5.0, 4), ("c", 2.0, 30), ("d", 2.0, 1), ("e", 2.5, 4)]
+def test_a_pair_may_be_the_two_nearest_in_length():
+    scored = [("a", 5.0, 26), ("b", 5.0, 6), ("c", 2.0, 30), ("d", 2.0, 1), ("e", 2.5, 7)]
     responses = [ScoredResponse(*one) for one in scored]
-    for rho, expected in ((0.0, "bd"), (0.2, "be")):
-        schedule = Schedule(rho=rho, judgment_pairs=False, rejected="nearest")
+    for rho, expected in ((0.0, "ac"), (0.2, "be")):
+        schedule = Schedule(rho=rho, judgment_pairs=False, lengths="alike")
         pair = choose_pair(responses, schedule)
         assert pair.chosen.id + pair.rejected.id == expected
 
