@@ -211,7 +211,9 @@ def split_dialogue(text: str) -> list[Turn] | None:
 
 
 # Where a picture was, in data sets of models that see: in a line of its own, or before a text.
-_PLACE = re.compile(r"\A\s*<(image|video|audio)>|\n\s*<(image|video|audio)>\s*(?:\n|\Z)")
+_PLACE = re.compile(
+    r"\A\s*<(image|video|audio)>|^[^\S\n]*<(image|video|audio)>[^\S\n]*$", re.MULTILINE
+)
 
 
 def refuse_place_of_media(text: str) -> None:

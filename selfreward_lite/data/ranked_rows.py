@@ -38,14 +38,16 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
     for path, placed in rows.by_file():
         messages = [(place, one) for place, row in placed for one in _list_messages(row)]
         task_fields = find_task_fields(one for _, one in messages)
+        used: list[dict[str, Any]] = []
         for place, message in messages:
             try:
-                found.append(_check_message(message, task_fields))
+                used.append(_check_message(message, task_fields))
             except BadRow as bad:
                 rows.refuse(place, str(bad))
-        unused = {name for _, one in messages for name, value in one.items() if not is_empty(value)}
-        unused.update(map(normalise_name, rows.unread.get(path, [])))
-        others = sorted(name for name in unused - _SCHEMA if not name.startswith("__"))
+        found += used
+        names = {name for one in used for name, value in one.items() if not is_empty(value)}
+        unread = map(normalise_name, rows.unread.get(path, []) if used else [])
+        others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - _SCHEMA)
         if others:
             rows.notes.append(f"{path}: fields that are not used: {list_names(others)}")
     if found and all(one.get("rank") is None for one in found):

@@ -29,7 +29,7 @@ class MarkedTurn(NamedTuple):
 # Who speaks, where people write it. Other speakers ("Bard:", "Customer:") may be of a play.
 _NAMES = (
     r"user|human|prompter|system|assistant|ai assistant|ai|bot|chat ?bot|chat ?gpt"
-    r"|gpt(?:-?\d[\w.]*)?|claude|gemini|copilot|bing"
+    r"|gpt(?:-?\d[\w.-]*)?|claude|gemini|copilot|bing"
 )
 _LINE = r"^[^\S\n]*"
 _COLON = "[:：]"
@@ -108,7 +108,7 @@ def split_turns(text: str) -> list[MarkedTurn] | None:
     body = text[start.end() :] if start else text
     for way in (*_IN_WORDS, *_IN_MARKUP):
         marks = _find_marks(way, body)
-        if not marks or marks[0].start():
+        if not marks or marks[0].start():  # the first one may be none
             continue
         if way in _IN_WORDS and not _is_dialogue(way, marks, body):
             continue
@@ -136,11 +136,18 @@ def name_role(name: str) -> Role | None:
 
 
 def _find_marks(way: re.Pattern[str], body: str) -> list[re.Match[str]]:
-    """The marks of one kind; `user:pass` is none, since a small name needs a space behind it."""
+    """The marks of one kind, if a text begins with one.
+
+    `user:pass` is none: behind a name in small letters there must be a space.
+    """
+    if not way.match(body):
+        return []
     return [
         mark
         for mark in way.finditer(body)
-        if not mark[1].islower() or way is not _PLAIN or not body[mark.end() :][:1].strip()
+        if not mark[1].islower()
+        or way is not _PLAIN
+        or not body[mark.end() : mark.end() + 1].strip()
     ]
 
 
@@ -216,8 +223,8 @@ def _refuse_answered(body: str) -> None:
     If the last answer is empty, only begun, or asked about, the text is a prompt.
     """
     for way in _ANSWERED:
-        marks = [*way.finditer(body)]
-        if len(marks) < 2 or marks[0].start() or len(marks) % 2:
+        marks = _find_marks(way, body)
+        if len(marks) < 2 or len(marks) % 2:
             continue
         turns = _cut(marks, body)
         asking = [re.fullmatch(_ASKING, turn.name, re.I) is not None for turn in turns]
