@@ -136,9 +136,14 @@ def _list_lost(message: Mapping[str, Any], main: str, *used: str) -> tuple[str, 
     beside = {name: value for name, value in message.items() if name not in known}
     others = {name: beside.pop(name) for name in _CONTENTS if isinstance(beside.get(name), str)}
     content = message.get(main)
-    said = content if isinstance(content, str) else ""
+    parts = content if isinstance(content, list) else [content]
+    said = "\n\n".join(one for one in map(_read_text, parts) if isinstance(one, str))
     lost = list_lost_beside_text(beside | {"text": said}, {"text"}, find_task_fields([beside]))
     return (*lost, *(name for name, one in others.items() if squeeze(one) not in squeeze(said)))
+
+
+def _read_text(part: Any) -> Any:
+    return part.get("text") if isinstance(part, Mapping) else part
 
 
 def _find_role(message: Mapping[str, Any]) -> Any:

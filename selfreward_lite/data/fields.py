@@ -96,7 +96,7 @@ _LABELS = (
     *("meta", "metadata", "emojis", "detoxify", "rubric", "rubrics", "checklist"),
 )
 # They label a row if they stand alone, or behind a label. Else the word before them decides.
-_LOOSE_LABELS = ("info", "header", "headers", "extra_info", "meta_info")
+_LOOSE_LABELS = ("info", "header", "headers", "extra_info", "meta_info", "cache_control")
 _LABELS_ANYWHERE = (
     *("id", "ids", "uid", "uuid", "guid", "hash", "hashed", "idx", "index", "lang", "language"),
     *("languages", "country", "labelling", "labeling", "moderation", "toxic", "toxicity"),

@@ -175,3 +175,20 @@ def test_a_field_of_a_message_is_judged_by_its_values_too(name):
         extract_prompt(
             {"conversation": [{"input": "Why?", "output": "So.", "scenario": ["At sea"]}]}
         )
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"text": "Why?", "attachments": [], "files": [], "created_at": "2024-05-01"},
+        {"cache_control": {"type": "ephemeral"}, "weight": 1},
+        {"header": {"user-agent": "Mozilla 5.0 of some kind"}, "state": "The Isle of Man, far off"},
+        {"metadata": {"finish": "it is done for now"}, "recipient": "all", "end_turn": True},
+        {"additional_kwargs": {}, "response_metadata": {"a": "b"}, "example": False},
+    ],
+    ids=str,
+)
+def test_what_programs_write_beside_a_message_does_no_harm(beside):
+    for content in ("Why?", [{"type": "text", "text": "Why?"}]):
+        message = {"role": "user", "content": content, **beside}
+        assert extract_prompt({"messages": [message, ASKED[1]]}) == "Why?"
