@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any
 
 from selfreward_lite.data.fields import normalise_name
-from selfreward_lite.data.other_fields import changes_task
+from selfreward_lite.data.other_fields import find_task_fields, list_lost_beside_text, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
     check_text,
@@ -19,13 +19,8 @@ from selfreward_lite.data.rows import (
     list_names,
     parse_list,
 )
+from selfreward_lite.data.turn_marks import name_role, split_turns
 
-_ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
-    **dict.fromkeys(("ai", "chatbot", "bard", "bing"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-}
 _TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 _CALLS = ("tool_calls", "function_call")
 # What names the speaker of a message: the first of these that it has.
@@ -35,6 +30,7 @@ _PAIRS = (
     *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
     *(("question", "answer"), ("prompt", "response")),
 )
+_CONTENTS = ("content", "value", "text")  # the first of these that a message has is what it says
 _TEXT_PARTS = ("text", "input_text")
 _OTHER_MEDIA = ("images", "image", "audio", "video", "files", "attachments")
 
@@ -107,10 +103,11 @@ def _read_turns(value: Any, what: str = "the conversation") -> list[Turn]:
         return [_read_turn(one) for one in found]
     if len(found) == 1 and "content" in found[0]:  # Arena-Hard's
         return [Turn("user", found[0]["content"], _list_lost(found[0], "content"))]
-    asked = next((asked for asked, said in _PAIRS if {asked, said} <= found[0].keys()), None)
-    if asked is None:
+    pair = next((pair for pair in _PAIRS if {*pair} <= found[0].keys()), None)
+    if pair is None:
         raise BadRow("a message has no role; give each one a role, user or assistant")
-    user = Turn("user", found[0][asked], _list_lost(found[0], asked, "system"))
+    asked, said = pair
+    user = Turn("user", found[0][asked], _list_lost(found[0], asked, said, "system"))
     return [Turn("system", found[0].get("system")), user]
 
 
@@ -129,15 +126,24 @@ def _read_turn(message: Mapping[str, Any]) -> Turn:
     if held := next((one for one in _OTHER_MEDIA if not is_empty(message.get(one))), None):
         raise BadRow(f"a message has a field {held!r}, and only text is used")
     role = _name_role(_find_role(message))
-    content = message.get("content", message.get("value", message.get("text")))
-    return Turn(role, content, _list_lost(message, "content"))
+    name = next((name for name in _CONTENTS if name in message), _CONTENTS[0])
+    return Turn(role, message.get(name), _list_lost(message, name))
 
 
-def _list_lost(message: Mapping[str, Any], *used: str) -> tuple[str, ...]:
+def _list_lost(message: Mapping[str, Any], main: str, *used: str) -> tuple[str, ...]:
     """The fields of a message that belong to the task, but for those that are used."""
-    return tuple(
-        name for name, value in message.items() if name not in used and changes_task(name, value)
-    )
+    known = {main, *used, *_SPEAKERS}
+    beside = {name: value for name, value in message.items() if name not in known}
+    others = {name: beside.pop(name) for name in _CONTENTS if isinstance(beside.get(name), str)}
+    content = message.get(main)
+    parts = content if isinstance(content, list) else [content]
+    said = "\n\n".join(one for one in map(_read_text, parts) if isinstance(one, str))
+    lost = list_lost_beside_text(beside | {"text": said}, {"text"}, find_task_fields([beside]))
+    return (*lost, *(name for name, one in others.items() if squeeze(one) not in squeeze(said)))
+
+
+def _read_text(part: Any) -> Any:
+    return part.get("text") if isinstance(part, Mapping) else part
 
 
 def _find_role(message: Mapping[str, Any]) -> Any:
@@ -150,9 +156,9 @@ def _name_role(role: Any) -> str:
     plain = role.strip().casefold()
     if plain in _TOOLS:
         raise BadRow("the conversation calls tools")
-    if plain not in _ROLES:
+    if (known := name_role(plain)) is None:
         raise BadRow(f"unknown role {role!r}")
-    return _ROLES[plain]
+    return known
 
 
 def read_content(content: Any, what: str) -> str:
@@ -186,34 +192,7 @@ def _have_roles(messages: Sequence[Any]) -> bool:
 
 # -- dialogues written out -----------------------------------------------------------------------
 
-# How a turn begins, in words that people write too, and in markup; the group is the role.
-_IN_WORDS = (
-    re.compile(r"###\s?(Human|User|Assistant|System|Bot):"),
-    re.compile(r"(?:\A|\n)\s*(Human|User|Assistant|System|AI|Bot):"),
-    re.compile(r"(?:\A|\n)\s*<(human|bot)>:"),
-    re.compile(r"\b(USER|ASSISTANT|SYSTEM):"),
-)
-_IN_MARKUP = (
-    re.compile(r"<\|im_start\|>(\w+)\s"),
-    re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"),
-    re.compile(r"<start_of_turn>(\w+)\s"),
-    re.compile(r"<[|｜](system|user|prompter|assistant)[|｜]>", re.IGNORECASE),
-)
-_BEGIN = re.compile(r"(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>|\s)*")
-_ENDS = (
-    *("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<end_of_turn>", "</s>"),
-    "<｜end▁of▁sentence｜>",
-)
-# Where these stand inside of a text, it is not only a user's.
-_MARKUP = re.compile(
-    r"<[|｜][A-Za-z][\w▁]*[|｜]>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<extra_id_\d+>"
-)
 _PRINTED = re.compile(r"\s*\[\s*\{\s*'(?:role|from|content|value)'\s*:")  # str() of a list
-_FILLED = re.compile(
-    r"###\s?(?:Instruction|Human|User)\b.*?(?P<mark>###\s?(?:Response|Assistant)\b)"
-    r"|\bUSER:.*?\b(?P<name>ASSISTANT:)",
-    re.DOTALL,
-)
 
 
 def split_dialogue(text: str) -> list[Turn] | None:
@@ -232,35 +211,14 @@ def split_dialogue(text: str) -> list[Turn] | None:
         return _read_turns(messages)
     if _PRINTED.match(text):
         raise BadRow("a list of messages as Python prints it; write it as JSON")
-    start = _BEGIN.match(text)
-    body = text[start.end() :] if start else text
-    for way in (*_IN_WORDS, *_IN_MARKUP):
-        if not way.match(body):
-            continue
-        _, *pieces = way.split(body)
-        roles = [_name_role(role) for role in pieces[::2]]
-        if way in _IN_MARKUP or {"user", "assistant"} <= {*roles}:
-            turns = [Turn(*one) for one in zip(roles, map(_strip_end, pieces[1::2]), strict=True)]
-            for turn in turns:
-                if turn.role != "assistant":
-                    _refuse_markup(_MARKUP.search(turn.content))
-            return turns
-    _refuse_markup(_MARKUP.search(text) or _FILLED.search(text))
-    return None
-
-
-def _refuse_markup(found: re.Match[str] | None) -> None:
-    if found:
-        mark = next(filter(None, reversed(found.groups())), found[0])
-        raise BadRow(
-            f"the text holds {mark!r}, markup of a chat template, which no prompt may hold: of a "
-            "dialogue or a filled template give the user's text alone; in a text about such markup "
-            "write it with spaces"
-        )
+    turns = split_turns(text)
+    return [Turn(_name_role(turn.name), turn.content) for turn in turns] if turns else None
 
 
 # Where a picture was, in data sets of models that see: in a line of its own, or before a text.
-_PLACE = re.compile(r"\A\s*<(image|video|audio)>|\n\s*<(image|video|audio)>\s*(?:\n|\Z)")
+_PLACE = re.compile(
+    r"\A\s*<(image|video|audio)>|^[^\S\n]*<(image|video|audio)>[^\S\n]*$", re.MULTILINE
+)
 
 
 def refuse_place_of_media(text: str) -> None:
@@ -270,11 +228,3 @@ def refuse_place_of_media(text: str) -> None:
         raise BadRow(
             f"the text belongs to something beside it ({found[0].strip()}), and only text is used"
         )
-
-
-def _strip_end(content: str) -> str:
-    """What one says, without what ends a turn or a text."""
-    content = content.strip()
-    while end := next((one for one in _ENDS if content.endswith(one)), None):
-        content = content.removesuffix(end).strip()
-    return content

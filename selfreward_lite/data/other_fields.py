@@ -53,6 +53,23 @@ def list_lost(held: Mapping[str, Any], main: str, prompt: str, found: Collection
     ]
 
 
+def list_lost_beside_text(
+    message: Mapping[str, Any], used: Collection[str], found: Collection[str]
+) -> list[str]:
+    """Return the fields of a message that belong to its task, where only its `text` is read.
+
+    `used` are fields with a meaning of their own. So a second request or a conversation beside the
+    text (`question`, `data`) is lost, too, unless the text holds it.
+    """
+    held = {name: one for name, one in message.items() if name not in used and not is_empty(one)}
+    said = squeeze(message["text"]) if isinstance(message.get("text"), str) else ""
+    lost = list_lost(held, "text", said, found)
+    read = (*fields.SYSTEM, *fields.MATERIAL, *fields.PROMPTS, *fields.CHATS, fields.ANSWER)
+    lost += [name for name in read if name in held and holds_words(held[name])]
+    lost += [name for name in fields.LISTS if _can_be_text(held.get(name))]
+    return [name for name in lost if not is_said(held[name], said)]
+
+
 def is_text(value: Any) -> bool:
     """Return whether a value is a text rather than a label: several words, or several lines.
 

@@ -354,6 +354,8 @@ def _begins_alike(answer: Any, prompt: str) -> bool:
     answer = (isinstance(answer, str) and parse_list(answer)) or answer
     if isinstance(answer, list) and not all(isinstance(one, Mapping) for one in answer):
         return True
+    if isinstance(answer, str) and squeeze(prompt) not in squeeze(answer):
+        return True  # an answer that is a dialogue, since the prompt asks for one
     try:
         begin = read_first_turn(answer)
     except BadRow:

@@ -6,11 +6,11 @@ write truth and numbers in several ways.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from selfreward_lite.data.fields import MESSAGE, name_kind, normalise_name
-from selfreward_lite.data.other_fields import changes_task, holds_words
+from selfreward_lite.data.fields import MESSAGE, MESSAGE_LABELS, MESSAGE_STATE, normalise_name
+from selfreward_lite.data.other_fields import find_task_fields, list_lost_beside_text
 from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
@@ -24,6 +24,7 @@ from selfreward_lite.data.rows import (
 from selfreward_lite.system.errors import DataError
 
 _NEEDED = ("message_id", "text", "role")  # a prompt has no parent, an unranked answer no rank
+_SCHEMA = frozenset((*MESSAGE, *MESSAGE_STATE, *MESSAGE_LABELS))
 _SCORES = ("score", "rating", "overall_score", "reward", "label", "preference")
 _HIGHEST_RANK = 1_000_000  # more answers to one prompt nobody ranks
 
@@ -34,15 +35,21 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
     Raises DataError if no message has a rank.
     """
     found: list[dict[str, Any]] = []
-    for place, row in rows.rows:
-        for message in _list_messages(row):
+    for path, placed in rows.by_file():
+        messages = [(place, one) for place, row in placed for one in _list_messages(row)]
+        task_fields = find_task_fields(one for _, one in messages)
+        used: list[dict[str, Any]] = []
+        for place, message in messages:
             try:
-                found.append(_check_message(message))
+                used.append(_check_message(message, task_fields))
             except BadRow as bad:
                 rows.refuse(place, str(bad))
-    unused = {name for one in found for name, value in one.items() if _is_unknown(name, value)}
-    if unused:
-        rows.notes.append(f"{rows.path}: fields that are not used: {list_names(sorted(unused))}")
+        found += used
+        names = {name for one in used for name, value in one.items() if not is_empty(value)}
+        unread = map(normalise_name, rows.unread.get(path, []) if used else [])
+        others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - _SCHEMA)
+        if others:
+            rows.notes.append(f"{path}: fields that are not used: {list_names(others)}")
     if found and all(one.get("rank") is None for one in found):
         names = {name for one in found for name in one}
         scored = next((name for name in _SCORES if name in names), None)
@@ -92,7 +99,7 @@ def _name_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     return {normalise_name(name): value for name, value in row.items()}
 
 
-def _check_message(row: dict[str, Any]) -> dict[str, Any]:
+def _check_message(row: dict[str, Any], task_fields: Collection[str]) -> dict[str, Any]:
     """A message with numbers and truth values where its file had text. Raises BadRow."""
     missing = [name for name in _NEEDED if name not in row]
     if missing and (shape := name_shape(row)):
@@ -102,7 +109,7 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
         )
     if missing:
         raise BadRow(f"no field {missing[0]!r}; ranked data must be in OASST's schema")
-    if fault := _find_fault(row):
+    if fault := _find_fault(row, task_fields):
         raise BadRow(fault)
     converted: dict[str, Any] = {"role": row["role"].strip().casefold()}
     if "rank" in row:
@@ -113,7 +120,7 @@ def _check_message(row: dict[str, Any]) -> dict[str, Any]:
     return row | converted
 
 
-def _find_fault(row: Mapping[str, Any]) -> str | None:
+def _find_fault(row: Mapping[str, Any], task_fields: Collection[str]) -> str | None:
     """Why a message cannot be used, None if it can."""
     role = row["role"].strip().casefold() if isinstance(row["role"], str) else ""
     if role not in ("prompter", "assistant"):
@@ -126,19 +133,14 @@ def _find_fault(row: Mapping[str, Any]) -> str | None:
     fault = find_text_fault(row["text"])
     if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
         return f"text {fault}"
-    lost = next((name for name, value in row.items() if _belongs(name, value)), None)
-    if lost is None:
+    kept = {name: value for name, value in row.items() if not is_filler(value)}
+    lost = list_lost_beside_text({**kept, "text": row["text"]}, _SCHEMA, task_fields)
+    if not lost:
         return None
-    return f"field {lost!r} belongs to the task and is not used; write it into the text"
-
-
-def _is_unknown(name: str, value: Any) -> bool:
-    return name_kind(name) == "unknown" and holds_words(value)
-
-
-def _belongs(name: str, value: Any) -> bool:
-    """Whether a field beside a message's text changes what is asked."""
-    return changes_task(name, value) and not is_filler(value)
+    return (
+        f"field {lost[0]!r} belongs to the task and is not used; write it into the text, or remove "
+        "it if the text is whole without it"
+    )
 
 
 def _read_rank(value: Any) -> int | float | None:

@@ -158,3 +158,37 @@ def test_of_objects_with_a_text_and_its_answer_the_first_text_is_taken(pair):
 def test_an_object_around_a_conversation_is_none():
     with pytest.raises(BadRow, match="field 'conversation' is not a list of messages"):
         extract_prompt({"conversation": {"id": "a", "messages": ASKED}})
+
+
+@pytest.mark.parametrize(
+    "name", ["scenario", "prompt", "question", "data", "reference_text", "text"]
+)
+def test_a_field_of_a_message_is_judged_by_its_values_too(name):
+    asked = ASKED[0] | {name: "There are three lamps here."}
+    with pytest.raises(BadRow, match=f"a message has a field '{name}', which belongs to the task"):
+        extract_prompt({"messages": [asked, ASKED[1]]})
+    same = {"role": "user", "content": "There are three lamps here.", name: asked[name]}
+    assert extract_prompt({"messages": [same, ASKED[1]]}) == asked[name]
+    labels = {"name": "Ann", "thinking": "I think it is so.", "created": "Mon, 5 Feb 2023 14:23"}
+    assert extract_prompt({"messages": [ASKED[0] | labels | {"data": "train"}]}) == "Why?"
+    with pytest.raises(BadRow, match="a message has a field 'scenario'"):
+        extract_prompt(
+            {"conversation": [{"input": "Why?", "output": "So.", "scenario": ["At sea"]}]}
+        )
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"text": "Why?", "attachments": [], "files": [], "created_at": "2024-05-01"},
+        {"cache_control": {"type": "ephemeral"}, "weight": 1},
+        {"header": {"user-agent": "Mozilla 5.0 of some kind"}, "state": "The Isle of Man, far off"},
+        {"metadata": {"finish": "it is done for now"}, "recipient": "all", "end_turn": True},
+        {"additional_kwargs": {}, "response_metadata": {"a": "b"}, "example": False},
+    ],
+    ids=str,
+)
+def test_what_programs_write_beside_a_message_does_no_harm(beside):
+    for content in ("Why?", [{"type": "text", "text": "Why?"}]):
+        message = {"role": "user", "content": content, **beside}
+        assert extract_prompt({"messages": [message, ASKED[1]]}) == "Why?"

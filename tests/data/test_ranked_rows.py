@@ -299,8 +299,48 @@ def test_fields_beside_a_tree_and_names_in_capitals_in_it_are_read(tmp_path, loa
         load(path)
 
 
-def test_fields_of_messages_with_unknown_names_are_named(tmp_path, load):
-    rows = [{**row, "Remark": "Use three words."} for row in TREES]
+def test_fields_of_messages_that_are_not_used_are_named(tmp_path, load):
+    beside = {"Remark": "Use three words.", "gold_answer": "So it is here.", "score": 7}
+    rows = [row | beside | {"labels": ["a"], "user_id": "u"} for row in TREES]
     path = write_lines(tmp_path / "a.jsonl", rows)
-    assert load(path).notes == [f"{path}: fields that are not used: remark"]
+    wanted = [f"{path}: fields that are not used: gold_answer, remark, score"]
+    assert load(path).notes == wanted
     assert load(write_lines(path, TREES)).notes == []
+    path = tmp_path / "a.parquet"
+    from datasets import Dataset
+
+    Dataset.from_list([row | {"gold_answer": "So it is."} for row in TREES]).to_parquet(str(path))
+    assert load(path).notes == [f"{path}: fields that are not used: gold_answer"]
+
+
+LOST = (
+    *("reference_text", "reference_document", "data", "scenario", "situation", "excerpt", "remark"),
+    *("question", "prompt", "instruction", "messages", "turns", "title", "student_answer"),
+)
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_field_of_messages_with_a_part_of_the_task_is_refused_under_any_name(
+    tmp_path, load, name
+):
+    for answers_too in (False, True):
+        rows = [
+            row | ({name: f"There are {n} lamps on the shelf."} if answers_too or not n % 4 else {})
+            for n, row in enumerate(TREES)
+        ]
+        path = write_lines(tmp_path / "a.jsonl", rows)
+        with pytest.raises(DataError, match=f"a.jsonl:1: field '{name}' belongs to the task and"):
+            load(path)
+    tree = grow(TREES)
+    tree[1]["prompt"]["replies"][0][name] = "There are two lamps on the shelf."
+    with pytest.raises(DataError, match=f"trees.jsonl:2: field '{name}' belongs to the task"):
+        load(write_lines(tmp_path / "trees.jsonl", tree))
+
+
+def test_what_the_text_of_a_message_says_already_is_not_lost(tmp_path, load):
+    rows = [{**row, "text": f"Say it, but say it {n} times."} for n, row in enumerate(TREES)]
+    rows = [row | {"scenario": row["text"].upper(), "question": row["text"]} for row in rows]
+    assert len(load(write_lines(tmp_path / "a.jsonl", rows)).rows) == len(TREES)
+    rows = [row | {"data": "train", "question": "N/A"} for row in TREES]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    assert load(path).notes == [f"{path}: fields that are not used: data, question"]

@@ -102,3 +102,75 @@ def test_fields_to_ignore_that_are_not_there_are_named(tmp_path):
     read = read_rows(path, skip_bad=False)
     assert extract_prompts(read, ignore=["hint", "hnt"]) == ["Why?"]
     assert f"{path}: no row has the fields hnt to ignore" in read.notes
+
+
+# Names that hold a word for an answer, and are a part of the task all the same.
+ABOUT_ANSWERS = (
+    *("reference_text", "reference_document", "Reference Passage", "gold_passage", "gold_context"),
+    *("student_answer", "studentAnswers", "candidate_answer", "user_reply", "my_answer"),
+    *("customer_feedback", "tool_output", "response_to_edit", "answer_to_grade", "draft_answer"),
+    *("summary_to_improve", "answers_for_grading", "answer_for_review", "answer_prefix"),
+    *("answer_draft", "partial_solution", "buggy_solution", "answer_context", "solution_hints"),
+    *(
+        "output_constraints",
+        "response_guidelines",
+        "example_output",
+        "output_example",
+        "test_input",
+    ),
+    *("gold_passage_1", "answer_passage_text", "reference_document_list", "toxic_text"),
+    *("target_audience", "output_style", "response_tone", "target_words", "answer_instruction"),
+    *("background_info", "table_header", "instructions_for_model", "language_instructions"),
+)
+# Labels, though they hold such a word and one for material.
+ANSWERS = (
+    *("reference_answer", "reference_answers", "gold_answer", "expected_output", "ideal_response"),
+    *("ground_truth_answer", "correct_answers", "final_answer", "answer_a", "answer_text"),
+    *("response_content", "reasoning_content", "generated_text", "target_text", "target_sequence"),
+    *("label_text", "solution_code", "canonical_solution", "reference", "reference_summary"),
+    *("human_answers", "chatgpt_answers", "model_output", "chosen_messages", "original_response"),
+    *("raw_generation_responses", "labelling_prompt", "extra_info", "meta_info", "test_info"),
+    *(
+        "article_summary",
+        "document_id",
+        "code_output",
+        "user_rating",
+        "review_score",
+        "in_reply_to",
+    ),
+    *("answer_to_question", "response_to_prompt", "list_of_answers", "type_of_answer"),
+    *("answer_list", "language_code", "deepseek_reasoning", "model_name", "feedback", "test_code"),
+)
+
+
+@pytest.mark.parametrize("name", ABOUT_ANSWERS)
+def test_material_and_answers_that_a_prompt_is_about_are_refused(name):
+    with pytest.raises(BadRow, match=r"belongs to the task .*prompts\.ignore="):
+        extract_prompt({"prompt": "Do it.", name: "In May"})
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_to_the_prompt_is_only_named(tmp_path, name):
+    rows = [{"prompt": f"Say {n}.", name: f"It is {n} and no more."} for n in range(9)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    read = read_rows(path, skip_bad=False)
+    assert len(extract_prompts(read)) == 9
+    assert read.notes == [f"{path}: fields that are not used: {name}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes_for_model", "reference_material", "user_info", "toxic_post"]
+)
+def test_of_names_that_may_be_either_the_values_tell(tmp_path, name):
+    rows = [{"prompt": f"Say {n}.", name: "by hand"} for n in range(9)]
+    read = read_rows(write_rows(tmp_path / "a.jsonl", rows), skip_bad=False)
+    assert len(extract_prompts(read)) == 9
+    rows = [row | {name: f"There are {n} lamps here."} for n, row in enumerate(rows)]
+    with pytest.raises(DataError, match=f"field '{name}' belongs to the task"):
+        extract_prompts(read_rows(write_rows(tmp_path / "a.jsonl", rows), skip_bad=False))
+
+
+@pytest.mark.parametrize("name", ["max_words", "desired_length", "target_word_count", "min_lines"])
+def test_a_number_that_says_how_long_an_answer_should_be_is_refused(name):
+    with pytest.raises(BadRow, match=f"field '{name}' belongs to the task"):
+        extract_prompt({"prompt": "Do it.", name: 50})
