@@ -50,13 +50,6 @@ class Models(BaseModel):
     data: list[Listed]
 
 
-class _Version(BaseModel):
-    """What vLLM gives at /version, and llama-server at /props."""
-
-    version: str = ""
-    build_info: str = ""
-
-
 @dataclass(frozen=True)
 class Paths:
     """Where a run's files are, here and for the servers; `prefix` begins the names of its models.
@@ -97,15 +90,6 @@ def list_models(client: Client) -> list[Listed]:
             "vLLM or llama-server"
         )
     return listed
-
-
-def find_version(client: Client, kind: str) -> str | None:
-    """What a server of that kind says of its version, without touching a model; None: nothing."""
-    try:
-        told = client.ask("/version" if kind == KINDS["vllm"] else "/props", _Version)
-    except (Refusal, NotJson):
-        return None
-    return show(told.version or told.build_info) or None
 
 
 # -- vLLM ----------

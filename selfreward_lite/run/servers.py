@@ -10,11 +10,19 @@ from contextlib import closing
 from pathlib import Path
 
 from gguf import GGUFReader
+from pydantic import BaseModel
 
 from selfreward_lite.config.settings import EngineSettings, Settings
 from selfreward_lite.engine import presets
-from selfreward_lite.engine.dialects import KINDS, Paths, find_version, list_models
-from selfreward_lite.engine.http_client import KEY, Client, ServerFault
+from selfreward_lite.engine.dialects import KINDS, Paths, list_models
+from selfreward_lite.engine.http_client import (
+    KEY,
+    Client,
+    NotJson,
+    Refusal,
+    ServerFault,
+    show,
+)
 from selfreward_lite.engine.reference import REFERENCE
 from selfreward_lite.engine.remote import Server, ServerSpec, name_base
 from selfreward_lite.engine.server import TIMING, ServerEngine
@@ -25,6 +33,13 @@ from selfreward_lite.system.files import atomic_write
 from selfreward_lite.system.machine import Finding
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+
+
+class _Version(BaseModel):
+    """What vLLM gives at /version, and llama-server at /props."""
+
+    version: str = ""
+    build_info: str = ""
 
 
 def open_servers(base: Path, settings: EngineSettings) -> ServerEngine:
@@ -166,7 +181,12 @@ def _describe(server: Server, parallel: int) -> str:
 
 
 def _name_version(client: Client, kind: str) -> str:
-    return f"{kind} {find_version(client, kind) or 'of an unknown version'}"
+    """A server's kind and what it says of its version, asked without touching a model."""
+    try:
+        told = client.ask("/version" if kind == KINDS["vllm"] else "/props", _Version)
+    except (Refusal, NotJson):
+        told = _Version()
+    return f"{kind} {show(told.version or told.build_info) or 'of an unknown version'}"
 
 
 def _dtype_option(model_dir: Path) -> list[str]:
