@@ -63,6 +63,12 @@ class RunLibrary:
         """Return what can be chosen as a run, the default first: all runs, then the tiny model."""
         return [*self.runs(), TINY]
 
+    def check_choice(self, run: str) -> None:
+        """Raise UserError, with the names of up to 20, for what cannot be chosen as a run."""
+        if run not in (found := self.choices()):
+            names = ", ".join(map(repr, found[:20])) + (", …" if len(found) > 20 else "")
+            raise UserError(f"no run {run!r} in {self.runs_dir}; choose one of {names}")
+
     def folder(self, run: object) -> Path:
         """Return the folder of a run. Raises UserError for all else, as a path or no text."""
         with suppress(FileNotFoundError), os.scandir(self.runs_dir) as entries:

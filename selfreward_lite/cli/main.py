@@ -281,7 +281,8 @@ def serve(
     key = check_key(listen, os.environ.get("SELFREWARD_KEY"))
     library = RunLibrary(runs_dir.absolute())
     if name is not None:
-        library.models(name)  # a run that is not there is said at once
+        library.check_choice(name)
+        library.models(name)  # one without a base is said at once
     models = "NAME/MODEL" if name is None else f"{name}/MODEL"
     say(f"http://127.0.0.1:{port}/v1 serves the models {models}; stop it with Ctrl-C")
     run_server(build_server(library, key, name), library, port, listen)

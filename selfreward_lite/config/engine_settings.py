@@ -15,7 +15,7 @@ class EngineSettings(Section):
     """
     servers: tuple[str, ...] = ()
     """for engine.kind=server: addresses of servers that hold this run's base, as
-    ["http://gpu1:8000", "http://gpu2:8000"]; vLLM, or llama.cpp's llama-server with
+    ["http://gpu1:8001", "http://gpu2:8001"]; vLLM, or llama.cpp's llama-server with
     --models-preset. `doctor --servers RUN` prints how to start them
     """
     shared: str | None = None
@@ -68,7 +68,7 @@ class EngineSettings(Section):
     def _has_servers(self) -> Self:
         if self.kind == "server" and not self.servers:
             raise ValueError(
-                "kind=server needs addresses: --set 'engine.servers=[\"http://127.0.0.1:8000\"]'"
+                "kind=server needs addresses: --set 'engine.servers=[\"http://127.0.0.1:8001\"]'"
             )
         return self
 

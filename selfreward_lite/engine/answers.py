@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from selfreward_lite.engine.api import TokenIds
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.engine.http_client import ServerUnfit
 
 
 class Place(NamedTuple):
@@ -29,28 +29,28 @@ class Answer(NamedTuple):
 
 
 def check_prompt(url: str, counted: int, sent: int) -> None:
-    """Raise EngineError where a server read another number of prompt tokens than it was sent."""
+    """Raise ServerUnfit where a server read another number of prompt tokens than it was sent."""
     if counted != sent:
-        raise EngineError(
+        raise ServerUnfit(
             f"{url} counts {counted} prompt tokens where {sent} were sent; it adds or cuts tokens: "
             "start it as `doctor --servers RUN` says"
         )
 
 
 def check_tokens(url: str, tokens: Sequence[int], vocab: int) -> None:
-    """Raise EngineError for a token that the base does not have."""
+    """Raise ServerUnfit for a token that the base does not have."""
     if tokens and not (min(tokens) >= 0 and max(tokens) < vocab):
-        raise EngineError(
+        raise ServerUnfit(
             f"{url} answered with token {max(tokens)}, and the base has {vocab}; it serves another "
             "model"
         )
 
 
 def check_logprobs(url: str, values: Sequence[float]) -> None:
-    """Raise EngineError for what is no log-probability."""
+    """Raise ServerUnfit for what is no log-probability."""
     for value in values:
         if math.isnan(value) or value > 1e-3:
-            raise EngineError(f"{url} gave {value:g} as a log-probability; its model is broken")
+            raise ServerUnfit(f"{url} gave {value:g} as a log-probability; its model is broken")
 
 
 def cut_at_stop(
@@ -58,10 +58,10 @@ def cut_at_stop(
 ) -> bool:
     """Cut tokens in place before the first that ends a sample; returns whether there was one.
 
-    Raises EngineError where the server ended a sample elsewhere, or made too many tokens.
+    Raises ServerUnfit where the server ended a sample elsewhere, or made too many tokens.
     """
     if len(tokens) > most:
-        raise EngineError(
+        raise ServerUnfit(
             f"{url} answered with {len(tokens)} tokens where at most {most} were asked for; check "
             "its version"
         )
@@ -71,12 +71,12 @@ def cut_at_stop(
         return True
     if is_stopped:
         end = f"token {tokens[-1]}" if tokens else "nothing"
-        raise EngineError(
+        raise ServerUnfit(
             f"{url} ended a sample with {end}, which is not among the ends of the chat template, "
             f"{list(stop)}; serve the run's own base"
         )
     if len(tokens) < most:
-        raise EngineError(
+        raise ServerUnfit(
             f"{url} cut a sample at {len(tokens)} of {most} tokens; its context is too small: "
             "start it as `doctor --servers RUN` says"
         )

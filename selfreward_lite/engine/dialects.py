@@ -1,6 +1,6 @@
 """How two kinds of servers are asked for the same: vLLM, and llama.cpp's llama-server as a router.
 
-Both get token ids and return token ids. What does not fit what was asked is an EngineError: a
+Both get token ids and return token ids. What does not fit what was asked is a ServerUnfit: a
 server that counts other tokens, or cuts an answer, would change a run without a word.
 """
 
@@ -22,8 +22,14 @@ from selfreward_lite.engine.answers import (
     cut_at_stop,
 )
 from selfreward_lite.engine.api import Sampling, TokenIds
-from selfreward_lite.engine.http_client import Client, NotJson, Refusal, ServerFault, show
-from selfreward_lite.system.errors import EngineError
+from selfreward_lite.engine.http_client import (
+    Client,
+    NotJson,
+    Refusal,
+    ServerFault,
+    ServerUnfit,
+    show,
+)
 from selfreward_lite.system.files import Json
 
 TOP = 100  # likeliest tokens asked of llama-server at first; all, if one that is wanted is missing
@@ -68,18 +74,18 @@ class Paths:
 
 
 def list_models(client: Client) -> list[Listed]:
-    """What a server serves; raises EngineError where there is no server of a known kind."""
+    """What a server serves; raises ServerUnfit where there is no server of a known kind."""
     try:
         listed = client.ask("/v1/models", Models).data
     except (Refusal, NotJson) as error:
-        raise EngineError(
+        raise ServerUnfit(
             f"{client.url} is neither vLLM nor llama-server: GET /v1/models gives {error}; check "
             "engine.servers, and the key if it wants one"
         ) from None
     if not listed:
-        raise EngineError(f"{client.url} serves no model; start it as `doctor --servers RUN` says")
+        raise ServerUnfit(f"{client.url} serves no model; start it as `doctor --servers RUN` says")
     if listed[0].owned_by not in KINDS:
-        raise EngineError(
+        raise ServerUnfit(
             f"{client.url} is of a kind that is not known ({show(listed[0].owned_by)!r}); use "
             "vLLM or llama-server"
         )
@@ -121,7 +127,7 @@ class Vllm:
     def __init__(self, client: Client, listed: list[Listed], slots: int, vocab: int) -> None:
         bases = [one for one in listed if one.parent is None]
         if not bases or bases[0].max_model_len is None:
-            raise EngineError(f"{client.url} does not name its base and context; update vLLM")
+            raise ServerUnfit(f"{client.url} does not name its base and context; update vLLM")
         self._client, self._vocab = client, vocab
         self.base = bases[0].id
         self.context = bases[0].max_model_len
@@ -153,18 +159,18 @@ class Vllm:
             if refusal.status == 400 and "already" in refusal.line:
                 return
             if refusal.status in (404, 405) and "adapter" not in refusal.line:
-                raise EngineError(
+                raise ServerUnfit(
                     f"{self._client.url} has no route to load adapters ({refusal}); start it with "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora"
                 ) from None
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self._client.url} cannot load the adapter {folder} ({refusal}); it must see the "
                 "folder of the runs there: share it, or set engine.shared to its path"
             ) from None
         except ServerFault as fault:
             if "max_lora_rank" not in str(fault):
                 raise
-            raise EngineError(f"{fault}; start it as `doctor --servers RUN` says") from None
+            raise ServerUnfit(f"{fault}; start it as `doctor --servers RUN` says") from None
 
     def has_forgotten(self, refusal: Refusal) -> bool:
         """Whether a model that was there is not, as after a restart."""
@@ -208,7 +214,7 @@ class Vllm:
         """What follows a prompt, and how many tokens of it were computed."""
         choice, computed = self._complete(model, prompt, wanted, max_tokens=1, temperature=0)
         if len(choice.token_ids) != 1:
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self._client.url} answered with {len(choice.token_ids)} tokens, not 1; check "
                 "its version"
             )
@@ -238,7 +244,7 @@ class Vllm:
         usage, url = answer.usage, self._client.url
         check_prompt(url, usage.prompt_tokens, len(prompt))
         if len(answer.choices) != 1:
-            raise EngineError(
+            raise ServerUnfit(
                 f"{url} gave {len(answer.choices)} samples where 1 was asked for; check its version"
             )
         check_tokens(url, answer.choices[0].token_ids, self._vocab)
@@ -250,7 +256,7 @@ class Vllm:
         """The log-probabilities of the tokens watched, at every place."""
         given = choice.logprobs.top_logprobs if choice.logprobs else []
         if len(given) < len(choice.token_ids):
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self._client.url} gave log-probabilities at {len(given)} of "
                 f"{len(choice.token_ids)} places; vLLM must know logprob_token_ids (0.32 does)"
             )
@@ -258,7 +264,7 @@ class Vllm:
         for place in given:
             missing = [token for token in watch if f"token_id:{token}" not in place]
             if missing:
-                raise EngineError(
+                raise ServerUnfit(
                     f"{self._client.url} gave no log-probability of token {missing[0]}; vLLM must "
                     "know logprob_token_ids (0.32 does)"
                 )
@@ -324,7 +330,7 @@ class LlamaRouter:
         pieces: Sequence[bytes],
     ) -> None:
         if all(one.status is None for one in listed):
-            raise EngineError(
+            raise ServerUnfit(
                 f"{client.url} is llama-server with one model, which cannot change adapters; start "
                 "it with --models-preset, as `doctor --servers RUN` says"
             )
@@ -341,7 +347,7 @@ class LlamaRouter:
         return None
 
     def load_base(self) -> str:
-        """The name of the base; raises EngineError if that model has an adapter."""
+        """The name of the base; raises ServerUnfit if that model has an adapter."""
         self._check_adapters(self.base, [])
         return self.base
 
@@ -382,7 +388,7 @@ class LlamaRouter:
         )
         is_stopped = answer.stop_type == "eos"
         if not is_stopped and answer.stop_type != "limit":
-            raise EngineError(
+            raise ServerUnfit(
                 f"{url} ended a sample for a reason that was not asked for "
                 f"({show(answer.stop_type)!r}); check its version"
             )
@@ -405,7 +411,7 @@ class LlamaRouter:
             )
             computed += answer.timings.prompt_n
             if not answer.completion_probabilities:
-                raise EngineError(
+                raise ServerUnfit(
                     f"{self._client.url} gave no probabilities where n_probs={count} was asked "
                     "for; check its version"
                 )
@@ -415,7 +421,7 @@ class LlamaRouter:
                 check_logprobs(self._client.url, tuple(known.values()))
                 top = max(known, key=known.__getitem__)
                 return Place(top, tuple(known[token] for token in wanted)), computed
-        raise EngineError(
+        raise ServerUnfit(
             f"{self._client.url} gave the probabilities of {len(known)} tokens, and not those "
             f"asked for, of {self._vocab}; it holds another model"
         )
@@ -435,7 +441,7 @@ class LlamaRouter:
         url = self._client.url
         check_prompt(url, answer.tokens_evaluated, len(prompt))
         if answer.truncated:
-            raise EngineError(
+            raise ServerUnfit(
                 f"{url} cut a text of {len(prompt)} tokens and up to {sampling['n_predict']} more "
                 f"at its context of {self.context}; raise c in {self._paths.presets}"
             )
@@ -455,20 +461,20 @@ class LlamaRouter:
         try:
             listed = self._client.ask("/models?reload=1", Models).data
         except Refusal as refusal:
-            raise EngineError(f"{self._client.url} cannot reload its models: {refusal}") from None
+            raise ServerUnfit(f"{self._client.url} cannot reload its models: {refusal}") from None
         if name not in [one.id for one in listed]:
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self._client.url} does not know {name} after reloading its models; start it "
                 f"with --models-preset {paths.seen(paths.presets)}"
             )
 
     def _check_adapters(self, name: str, expected: list[_Lora]) -> None:
-        """Raise EngineError unless a model has exactly the adapters that it should have."""
+        """Raise ServerUnfit unless a model has exactly the adapters that it should have."""
         found = self._first(f"/lora-adapters?model={name}", list[_Lora])
         if found != expected:
             shown = show(", ".join(f"{one.path} at {one.scale:g}" for one in found)) or "none"
             wanted = ", ".join(f"{one.path} at {one.scale:g}" for one in expected) or "none"
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self._client.url} has adapters {shown} in {name}, not {wanted}; start it anew "
                 f"with --models-preset {self._paths.seen(self._paths.presets)}"
             )
@@ -480,12 +486,12 @@ class LlamaRouter:
         except ServerFault as fault:
             if "failed to load" not in str(fault):
                 raise
-            raise EngineError(
+            raise ServerUnfit(
                 f"{fault}: it must see {self._paths.seen(self._paths.base)} and the adapters "
                 "beside it, and have memory for them; its own log says more"
             ) from None
         except Refusal as refusal:
-            raise EngineError(f"{self._client.url}{path}: {refusal}; check its version") from None
+            raise ServerUnfit(f"{self._client.url}{path}: {refusal}; check its version") from None
 
 
 Dialect = Vllm | LlamaRouter

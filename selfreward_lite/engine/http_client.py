@@ -47,6 +47,13 @@ class ServerFault(Exception):
         self.unreachable = unreachable
 
 
+class ServerUnfit(EngineError):
+    """A server cannot serve the run as it is started, or answers what no such server would.
+
+    Asking it again does not help; another server may do.
+    """
+
+
 class NotJson(ServerFault):
     """A whole answer that is no JSON."""
 
@@ -61,7 +68,7 @@ class Refusal(Exception):
 
 
 class Client:
-    """Asks the server at `url`. Raises ServerFault, Refusal or EngineError, each one line."""
+    """Asks the server at `url`. Raises ServerFault, Refusal or ServerUnfit, each one line."""
 
     def __init__(self, url: str, timing: Timing) -> None:
         self.url = url
@@ -83,14 +90,14 @@ class Client:
     def ask(self, path: str, kind: type[T], body: Json | None = None) -> T:
         """GET a path, or POST a body to it; returns the answer as `kind`.
 
-        Raises EngineError, naming the field, for JSON of another form.
+        Raises ServerUnfit, naming the field, for JSON of another form.
         """
         try:
             return TypeAdapter(kind).validate_python(self.ask_json(path, body))
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the answer"
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self.url}{path} answered in a form that is not known ({self._show(field)}: "
                 f"{self._show(first['msg'])}); check its version and what it serves"
             ) from None
@@ -122,7 +129,7 @@ class Client:
             return text
         said = self._show(_find_message(text))
         if status < 400:
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self.url}{path} redirects to another address ({status}), which is not followed; "
                 "name the server itself in engine.servers"
             )
@@ -143,7 +150,7 @@ class Client:
             for chunk in response.iter_raw():
                 data += chunk
                 if len(data) > LONGEST:
-                    raise EngineError(
+                    raise ServerUnfit(
                         f"{self.url}{path} answered with more than {LONGEST // 2**20} MB; it is no "
                         "server of a known kind: check engine.servers"
                     )

@@ -23,7 +23,14 @@ from selfreward_lite.engine.dialects import (
     Vllm,
     list_models,
 )
-from selfreward_lite.engine.http_client import Client, Refusal, ServerFault, Timing, show
+from selfreward_lite.engine.http_client import (
+    Client,
+    Refusal,
+    ServerFault,
+    ServerUnfit,
+    Timing,
+    show,
+)
 from selfreward_lite.engine.reference import REFERENCE, Expected
 from selfreward_lite.system.errors import EngineError
 from selfreward_lite.system.files import MANIFEST, hash_file, read_manifest_fact
@@ -106,7 +113,7 @@ class Server:
     def connect(self, least: int = 0) -> None:
         """Ask what the server is, and forget what it held; raises ServerFault or EngineError.
 
-        EngineError too if its context is below `least`, with which the run has worked.
+        It is unfit too if its context is below `least`, with which the run has worked.
         """
         with self._lock:
             self._connect(max(least, self.context))
@@ -117,14 +124,14 @@ class Server:
             self._models.clear()
 
     def check_answers(self) -> None:
-        """Raise EngineError or ServerFault unless the run's base answers as in training."""
+        """Raise ServerUnfit or ServerFault unless the run's base answers as in training."""
         self._find_model(None, 0)
 
     def check_base(self) -> None:
-        """Raise EngineError or ServerFault unless the run's base is there, and can be adapted."""
+        """Raise ServerUnfit or ServerFault unless the run's base is there, and can be adapted."""
         _, dialect, _ = self._find_model(None, 0)
         if fault := dialect.find_fault():
-            raise EngineError(f"{self.url}: {fault}; start it as said above")
+            raise ServerUnfit(f"{self.url}: {fault}; start it as said above")
 
     def draw(self, request: Request, sample: int, slot: int) -> tuple[Completion, Counts]:
         """Draw one sample; a model that the server has forgotten is loaded again, once."""
@@ -135,7 +142,7 @@ class Server:
                     return self._draw(dialect, model, request, sample, slot)
             except Refusal as refusal:
                 if is_last or not dialect.has_forgotten(refusal):
-                    raise EngineError(
+                    raise ServerUnfit(
                         f"{self.url} refuses request {request.key} of {len(request.tokens)} tokens "
                         f"({refusal}); check its key, version and options"
                     ) from None
@@ -160,9 +167,9 @@ class Server:
                 self._client, listed, name_base(spec.paths), spec.paths, spec.pieces
             )
         if self._dialect.context < least:
-            raise EngineError(
-                f"{self.url} came back with a context of {self._dialect.context}, and the run has "
-                f"worked with {least}; start it as before, or give the same command again"
+            raise ServerUnfit(
+                f"{self.url} comes with a context of {self._dialect.context}, and the run has "
+                f"worked with {least}; start it with as much, or give the same command again"
             )
         self.context, self.slots = self._dialect.context, self._dialect.slots
         self._models.clear()
@@ -197,7 +204,7 @@ class Server:
         try:
             self._check(dialect, base, None if adapter is None else name, places, slot)
         except Refusal as refusal:
-            raise EngineError(
+            raise ServerUnfit(
                 f"{self.url} cannot be asked for log-probabilities ({refusal}); check its "
                 "version and options"
             ) from None
@@ -206,7 +213,7 @@ class Server:
     def _check(
         self, dialect: Dialect, base: str, adapter: str | None, places: list[Expected], slot: int
     ) -> None:
-        """Raise EngineError where the server's answers are not those of the reference."""
+        """Raise ServerUnfit where the server's answers are not those of the reference."""
 
         def ask(model: str) -> list[Place]:
             with self._turn(dialect, is_base=model == base):
@@ -218,7 +225,7 @@ class Server:
             found, name = reference.compare(places, plain, ask(adapter)), adapter
             fault = reference.find_fault(found)
         if fault is not None:
-            raise EngineError(f"{self.url} ({self.kind}), model {show(name)}, {fault}")
+            raise ServerUnfit(f"{self.url} ({self.kind}), model {show(name)}, {fault}")
 
     def _turn(self, dialect: Dialect, *, is_base: bool) -> AbstractContextManager[None]:
         """What a request must hold while it is under way; nobody may wait for the lock in it."""

@@ -6,6 +6,8 @@ faster server gets more. Asking again is safe: a request carries its seeds, and 
 who gave it. A server that fails rests, and is left out after three failures in a row until it
 answers for the run's base again as training did. A request under way at three deaths is asked
 alone. If the server fails on it again, and then does well without it, its samples are "failed".
+A server that cannot serve the run, or whose answers do not fit, is asked for nothing more: where it
+was wrong once, nothing of it is taken. That ends the run only where no other server is left.
 """
 
 import logging
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from selfreward_lite.engine.api import Completion, Request, Stats, failed_completions
-from selfreward_lite.engine.http_client import ServerFault, Timing
+from selfreward_lite.engine.http_client import ServerFault, ServerUnfit, Timing
 from selfreward_lite.engine.remote import Counts, Server, ServerSpec
 from selfreward_lite.system.errors import EngineError
 
@@ -70,6 +72,7 @@ class _State:
     until: float = 0.0
     line: str = ""
     is_out: bool = True
+    is_unfit: bool = False  # then it stays out
     is_checking: bool = False
 
     def set_slots(self) -> None:
@@ -81,6 +84,7 @@ class _State:
 @dataclass(frozen=True)
 class _Drawn:
     job: _Job
+    state: _State
     completion: Completion
     counts: Counts
 
@@ -105,7 +109,7 @@ class ServerEngine:
     """An engine on servers; see `api.Engine`. The constructor returns when one of them answers.
 
     `patience` are minutes to wait while none does. `faults` counts the failures survived. Raises
-    EngineError, naming the server, for one that cannot serve the run.
+    EngineError, naming the servers, where none of them can serve the run.
     """
 
     def __init__(
@@ -224,9 +228,9 @@ class ServerEngine:
         error, started = None, time.monotonic()
         try:
             for sample in samples:
-                if job.round.is_over:
+                if job.round.is_over or state.is_unfit:
                     break
-                self._inbox.put(_Drawn(job, *state.server.draw(job.request, sample, slot)))
+                self._inbox.put(_Drawn(job, state, *state.server.draw(job.request, sample, slot)))
         except Exception as raised:  # noqa: BLE001 - raised again where the iterator is
             error = raised
         self._inbox.put(_Ended(job, state, slot, error, started, alone))
@@ -260,6 +264,8 @@ class ServerEngine:
         return iter(completions)
 
     def _take(self, drawn: _Drawn) -> list[Completion]:
+        if drawn.state.is_unfit:  # another server is asked for it
+            return []
         self._deaths_in_a_row, self._last_answer = 0, time.monotonic()
         job, completion = drawn.job, drawn.completion
         self.stats.prompt_computed += drawn.counts.computed
@@ -278,7 +284,9 @@ class ServerEngine:
         job.round.is_alone = False
         state.busy -= 1
         state.free.append(ended.slot)
-        if isinstance(error, ServerFault):
+        if isinstance(error, ServerUnfit):
+            self._put_aside(state, error)
+        elif isinstance(error, ServerFault):
             self._note_fault(state, error, ended.started)
         elif error is not None and not job.round.is_over:
             raise error
@@ -301,6 +309,8 @@ class ServerEngine:
 
         Samples that were under way together fail together, which is one failure.
         """
+        if state.is_unfit:
+            return
         if fault.unreachable or fault.began:  # behind a tunnel, a server that is gone breaks off
             state.server.forget_models()
         state.line = str(fault)
@@ -328,18 +338,35 @@ class ServerEngine:
 
     def _leave_out(self, state: _State) -> None:
         """Ask a server for nothing until it has passed a check."""
-        if state.is_out:
+        if not state.is_out:
+            self._take_out(state)
+            _log.warning("%s is left out until it answers again", state.server.url)
+
+    def _put_aside(self, state: _State, error: ServerUnfit) -> None:
+        """Ask a server for nothing any more; what it draws from now on is dropped."""
+        if state.is_unfit:
             return
-        if not any(one is not state for one in self._available()):
-            self._out_since, self._has_warned = time.monotonic(), False
+        state.is_unfit, state.line, state.until = True, str(error), 0.0
+        if not state.is_out:
+            self._take_out(state)
+        if not self._is_hopeless():
+            _log.warning("%s; until the next training or command it is left out", error)
+
+    def _take_out(self, state: _State) -> None:
         state.is_out = True
-        _log.warning("%s is left out until it answers again", state.server.url)
+        if not self._available():
+            self._out_since, self._has_warned = time.monotonic(), False
+
+    def _is_hopeless(self) -> bool:
+        """Whether no server can serve the run, so that waiting does not help."""
+        return all(one.is_unfit for one in self._states)
 
     def _start_checks(self) -> None:
         """Ask servers that are left out whether they are back, when it is time."""
         now = time.monotonic()
         for state in self._states:
-            if state.is_out and not state.is_checking and not state.busy and state.until <= now:
+            rests = state.is_unfit or state.is_checking or state.busy or state.until > now
+            if state.is_out and not rests:
                 self._check(state)
 
     def _check(self, state: _State) -> None:
@@ -364,6 +391,8 @@ class ServerEngine:
                 _log.warning("%s", error)
             state.line = str(error)
             state.until = time.monotonic() + self._timing.check
+        elif isinstance(error, ServerUnfit):
+            self._put_aside(state, error)
         elif error is not None:
             raise error
         else:
@@ -375,6 +404,8 @@ class ServerEngine:
 
     def _next_wait(self) -> float | None:
         """Seconds until there is something to do without a message; None: never."""
+        if self._is_hopeless():
+            return 0.0
         now = time.monotonic()
         times = [
             one.until
@@ -386,10 +417,12 @@ class ServerEngine:
         return max(0.0, min(times) - now) if times else None
 
     def _check_patience(self) -> None:
-        """Raise EngineError if no server has answered for too long."""
+        """Raise EngineError if no server has answered for too long, or none can serve the run."""
         if self._available():
             return
         lines = "; ".join(one.line for one in self._states if one.line)
+        if self._is_hopeless():
+            raise EngineError(lines)
         minutes = f"{self._patience / 60:g} minutes"
         if time.monotonic() - self._out_since >= self._patience:
             raise EngineError(

@@ -436,4 +436,10 @@ def test_a_run_that_is_not_there_is_said_at_once(tmp_path: Path):
 
     ended = CliRunner().invoke(app, ["serve", "none", "--runs-dir", str(tmp_path)])
     assert isinstance(ended.exception, UserError)
-    assert "no run 'none'" in str(ended.exception)
+    assert str(ended.exception) == f"no run 'none' in {tmp_path}; choose one of 'the tiny model'"
+
+
+def test_the_names_that_exist_are_said_beside_a_wrong_one(library):
+    library.check_choice("mine")
+    with pytest.raises(UserError, match=r"no run 'nope' in .*; choose one of .*'mine'"):
+        library.check_choice("nope")

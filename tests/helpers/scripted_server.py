@@ -179,6 +179,9 @@ class ScriptedServer:
             return self.lies["status"], self.lies.get("says", "Nothing here")
         if path == "/v1/models":
             return 200, {"data": self._list()}
+        version = self.lies.get("version")
+        if version and path == ("/version" if self.kind == "vllm" else "/props") and not query:
+            return 200, {"version" if self.kind == "vllm" else "build_info": version}
         if self.kind == "vllm":
             return self._load(path, body)
         return self._route(path, query)
@@ -239,6 +242,8 @@ class ScriptedServer:
     # -- llama-server ----------
 
     def _route(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
+        if path == "/props" and not query:  # of the router itself, as an older one
+            return 200, {"role": "router"}
         if path == "/models":
             if "reload" in query and self.presets and self.presets.exists():
                 self.loaded = read_sections(self.presets.read_text())

@@ -52,7 +52,7 @@ class VllmServer:
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        self._command = command.replace("--port 8000 ", f"--port {port} ")
+        self._command = command.replace("--port 8002 ", f"--port {port} ")
         assert self._command != command, command
         self._process: subprocess.Popen[bytes] | None = None
         self.start()

@@ -23,7 +23,7 @@ from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.run.backup import Backup, restore
 from selfreward_lite.system.errors import UserError
 
-pytestmark = pytest.mark.slow  # a server, and runs that are killed; a minute
+pytestmark = pytest.mark.server  # moto, and runs that are killed; a minute
 ADDRESS = "s3://copies/runs"
 HELPERS = Path(mirrored_run.__file__).parent
 SECRET = "a-secret-of-this-test"

