@@ -124,7 +124,7 @@ def _find_adapter_fault() -> str | None:
         from peft import LoraConfig, get_peft_model
 
         model = torch.nn.Sequential(torch.nn.Linear(2, 2))
-        get_peft_model(model, LoraConfig(target_modules=["0"]))  # type: ignore[arg-type]
+        get_peft_model(model, LoraConfig(target_modules=["0"]))
     except Exception as error:  # noqa: BLE001 - of PEFT, transformers or torchao
         return describe(error)
     return None

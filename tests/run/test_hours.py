@@ -283,5 +283,5 @@ def test_as_many_samples_run_at_once_as_by_hand(preset):
     settings, _ = list_presets()[preset]
     for text, asked in list_asked(settings).items():
         rows, cells = occupy(settings, asked)
-        planned = speed.occupancy(settings.engine, speed.list_questions(settings)[text])  # type: ignore[index]
+        planned = speed.occupancy(settings.engine, speed.list_questions(settings)[text])
         assert planned == (pytest.approx(rows, rel=0.05), pytest.approx(cells, rel=0.2)), text
