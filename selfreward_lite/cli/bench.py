@@ -1,5 +1,6 @@
 """`bench …`: measures the method, the engine, a GPU and the app. The measuring is in `bench/`."""
 
+import json
 import os
 import re
 import tempfile
@@ -13,7 +14,7 @@ from typer import Argument, Option, Typer
 from selfreward_lite import config
 from selfreward_lite.bench.card_file import CardFile
 from selfreward_lite.cli.options import RUNS, RunName, RunsDir, Seeds, Set, parse_seeds
-from selfreward_lite.cli.output import Display, emit, print_table, say
+from selfreward_lite.cli.output import Display, emit, print_table, say, write_file
 from selfreward_lite.data.records import BASE, ModelId
 from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.models.hf_folder import SHAPES
@@ -344,6 +345,9 @@ def bench_rehearsal(
     folder: Annotated[
         Path, Option(help="Folder for its files: 16 GB at the size of an 8B.")
     ] = Path("runs/bench-rehearsal"),
+    out: Annotated[
+        Path | None, Option(help="File to write; by default rehearsal-SHAPE.json, here.")
+    ] = None,
 ) -> None:
     """Does a model of a real size fit? NF4, GGUF, a DPO step, proof, judgments, all on the CPU.
 
@@ -381,8 +385,12 @@ def bench_rehearsal(
         for name, step in steps.items()
     ]
     print_table(["step", "minutes", "held", "files in memory", "disk", "found"], rows, shape)
-    say(f"{folder} can be removed: nothing else needs it")
-    emit({name: asdict(step) for name, step in steps.items()})
+    out = out or Path(f"rehearsal-{shape}.json")
+    measured = {name: asdict(step) for name, step in steps.items()}
+    model = {"shape": asdict(wanted.find_shape()), "tokenizer": tokenizer and tokenizer.name}
+    write_file(out, json.dumps({"model": model, "steps": measured}, indent=1) + "\n")
+    say(f"{out} has all figures; {folder} can be removed: nothing else needs it")
+    emit({"out": str(out), **measured})
 
 
 @bench.command("families")

@@ -3,6 +3,7 @@
     python -m selfreward_lite.models.probe torch             versions, GPUs, what they can do
     python -m selfreward_lite.models.probe triton            whether a kernel is compiled and runs
     python -m selfreward_lite.models.probe four_bit GPU      whether 4-bit weights multiply (0: CPU)
+                                                             and PEFT puts an adapter on a model
     python -m selfreward_lite.models.probe unsloth           whether it can be imported
     python -m selfreward_lite.models.probe build             whether this llama.cpp can use a GPU
     python -m selfreward_lite.models.probe llama GPU_LAYERS  whether it decodes a prompt, and where
@@ -77,6 +78,7 @@ def four_bit(gpu: int) -> Json:
 
     `packing` is how far the packed matrix is from the original, `product` and `gradient` how far
     they are from those of the unpacked matrix; each as a share of the size of what is right.
+    `adapter` says why PEFT cannot put an adapter on a model, None if it can.
     """
     import torch
     from bitsandbytes import functional, matmul_4bit
@@ -103,11 +105,29 @@ def four_bit(gpu: int) -> Json:
     assert rows.grad is not None
     return {
         "version": version("bitsandbytes"),
+        "adapter": _find_adapter_fault(),
         "device": name,
         "packing": share(plain, weight),
         "product": share(product, rows.detach().float().cpu() @ plain.t()),
         "gradient": share(rows.grad, above.float().cpu() @ plain),
     }
+
+
+def _find_adapter_fault() -> str | None:
+    """Why PEFT cannot put an adapter on a model; None if it can.
+
+    It raises where the torchao that it finds is older than it knows, or newer than torch is.
+    """
+    import torch
+
+    try:
+        from peft import LoraConfig, get_peft_model
+
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        get_peft_model(model, LoraConfig(target_modules=["0"]))
+    except Exception as error:  # noqa: BLE001 - of PEFT, transformers or torchao
+        return describe(error)
+    return None
 
 
 def unsloth() -> Json:

@@ -70,6 +70,7 @@ def examine(folder: Path, *, holds_gpu: bool = False, with_unsloth: bool = True)
         users=tuple(list_gpu_users(gpus[0])) if gpus else (),
         holder=holder,
         torchvision=installed_version("torchvision"),
+        torchao=installed_version("torchao"),
         compiler=asked.get("compiler"),
         triton=asked.get("triton"),
         four_bit=asked.get("four_bit"),

@@ -8,6 +8,8 @@ WHEELS = "https://download.pytorch.org/whl"
 DRIVER_PAGE = "https://www.nvidia.com/drivers"
 PACKAGES = "pip install -r requirements.txt"
 GPU_PACKAGES = "pip install -r requirements-gpu.txt"
+# unsloth needs one, PEFT refuses old ones, and a newer one does not load beside torch 2.9.
+TORCHAO = "pip install --no-deps torchao==0.17.0"
 LLAMA = "python -m selfreward_lite llama"
 RELOAD_MODULE = "modprobe -r nvidia_uvm && {sudo}modprobe nvidia_uvm"
 

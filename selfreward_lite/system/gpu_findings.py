@@ -27,6 +27,7 @@ def find_on_gpu(machine: Machine) -> list[Finding]:
         *([_compiler(machine, machine.compiler)] if machine.compiler else []),
         *([_triton(machine.triton)] if machine.triton else []),
         *([_four_bit(machine, machine.four_bit)] if machine.four_bit else []),
+        *_find_adapter_fault(machine),
         *([_unsloth(machine)] if machine.gpus and not machine.holder else []),
     ]
 
@@ -180,6 +181,17 @@ def _four_bit(machine: Machine, probed: Json) -> Finding:
         return Finding("4-bit", "bad", text, fix)
     text = f"bitsandbytes {probed['version']} multiplies by 4-bit weights on {probed['device']}"
     return Finding("4-bit", "good", text)
+
+
+def _find_adapter_fault(machine: Machine) -> list[Finding]:
+    """A finding if PEFT cannot put an adapter on a model, which no training can do without."""
+    fault = (machine.four_bit or {}).get("adapter")
+    if not fault:
+        return []
+    beside = f" beside torchao {machine.torchao}" if machine.torchao else ""
+    fix = fixes.TORCHAO if machine.torchao else fixes.install_again(machine, "peft")
+    text = f"PEFT cannot put an adapter on a model{beside}: {fault}"
+    return [Finding("adapter", "bad", text, fix)]
 
 
 def _unsloth(machine: Machine) -> Finding:

@@ -36,6 +36,7 @@ class Machine:
     users: tuple[GpuUser, ...] = ()
     holder: str | None = None
     torchvision: str | None = None
+    torchao: str | None = None
     compiler: Json | None = None
     triton: Json | None = None
     four_bit: Json | None = None

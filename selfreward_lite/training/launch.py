@@ -28,6 +28,8 @@ from selfreward_lite.training.job import Job, Report, TrainingResult
 
 MODULE = "selfreward_lite.training.rank"
 NO_GPU = "-1"  # as CUDA_VISIBLE_DEVICES
+# What torch's launcher needs to end all processes together, and to show each its own GPU: 2.10.
+NEEDED = {"signals_to_handle", "virtual_local_rank"}
 SECONDS_TO_READ = 10.0  # what a process wrote that could not be ended
 RESUME = "give the same command again to resume from the last checkpoint"
 
@@ -36,8 +38,13 @@ def train_together(job: Job, micro_batch: int, report: Report) -> TrainingResult
     """Train in `job.processes` processes, each with so many rows on its device at once.
 
     Raises torch.OutOfMemoryError where one of them is short of memory, and TrainingError for all
-    else that ends one of them, and so all.
+    else that ends one of them, and so all, or where torch is older than 2.10.
     """
+    if not LaunchConfig.__dataclass_fields__.keys() >= NEEDED:
+        raise TrainingError(
+            f"training in several processes needs torch 2.10, and this is {torch.__version__}; "
+            "give the same command with training.processes=1"
+        )
     heard: Message = {}
     with tempfile.TemporaryDirectory(prefix="selfreward_lite-") as folder, _environment(job):
         saved = Path(folder) / "job.json"

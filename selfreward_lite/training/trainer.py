@@ -61,6 +61,12 @@ PLAIN_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "alloc_failed")
 # grows by itself.
 FIRST_SCALE = 2.0**12
 
+# Said before the first step, which looks like a hang else.
+COMPILES = (
+    "the first step may take five minutes or more: unsloth compiles kernels for this GPU; later "
+    "steps are fast"
+)
+
 # The private parts of TRL, of transformers' Trainer and of accelerate that are used here were read
 # in these versions.
 READ_VERSIONS = {"trl": "1.14.2", "transformers": "5.17.0", "accelerate": "1.15.0"}
@@ -332,6 +338,8 @@ def train_once(job: Job, micro_batch: int, report: Report, backend: Backend) -> 
         scaler.load_state_dict({**scaler.state_dict(), "scale": FIRST_SCALE})
     trainer.add_callback(watcher)
     _vary_dropout(job)
+    if _compiles(backend):
+        report({"message": COMPILES})
     loaded = time.monotonic()
     trainer.train()
     done = watcher.state
@@ -374,6 +382,11 @@ def _prepare_process(job: Job, report: Report, backend: Backend) -> None:
     if job.memory is not None:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory / total))
+
+
+def _compiles(backend: Backend) -> bool:
+    """Whether the first step compiles kernels, which takes minutes in every training."""
+    return backend.name == "unsloth" and torch.cuda.is_available()
 
 
 def _vary_dropout(job: Job) -> None:

@@ -95,6 +95,18 @@ def test_a_wrong_size_is_one_line(option, says, tmp_path):
     assert says in str(ended.exception)
 
 
+def test_the_command_keeps_its_figures_in_a_file(played, tmp_path):
+    out = tmp_path / "kept" / "small.json"
+    given = ["--layers", "2", "--hidden", "256", "--memory", "4"]
+    given += ["--folder", str(tmp_path), "--out", str(out)]
+    ended = CliRunner().invoke(app, ["bench", "rehearsal", *given])
+    assert ended.exit_code == 0, ended.exception
+    kept = json.loads(out.read_text())
+    assert list(kept["steps"]) == list(rehearsal.STEPS)
+    assert kept["steps"]["gguf"]["facts"] == {"bytes": 5}
+    assert (kept["model"]["shape"]["layers"], kept["model"]["tokenizer"]) == (2, None)
+
+
 @pytest.mark.slow
 def test_all_of_it_runs_on_a_small_model(wanted):
     steps = rehearsal.rehearse(wanted, lambda text: None)

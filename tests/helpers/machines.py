@@ -25,7 +25,13 @@ COMPILER = {
     "header": True,
     "error": None,
 }
-PRODUCT = {"version": "0.50.2", "packing": 0.092, "product": 0.002, "gradient": 0.003}
+PRODUCT = {
+    "version": "0.50.2",
+    "adapter": None,
+    "packing": 0.092,
+    "product": 0.002,
+    "gradient": 0.003,
+}
 
 
 def answers(card: Gpu | None) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,21 @@ def test_four_bit_weights_multiply_on_the_cpu():
     assert 0.08 < found["packing"] < 0.11, "NF4 of normal weights"
     assert found["product"] < 1e-5
     assert found["gradient"] < 1e-5
+    assert found["adapter"] is None
+
+
+@pytest.mark.slow
+def test_peft_refuses_the_torchao_that_hosted_notebooks_bring(tmp_path, monkeypatch):
+    """Colab has 0.10.0, and PEFT raises for it, with every training."""
+    (tmp_path / "torchao-0.10.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchao\nVersion: 0.10.0\n"
+    (tmp_path / "torchao-0.10.0.dist-info" / "METADATA").write_text(metadata)
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = probes.ask("four_bit", "0")
+    assert found["adapter"].startswith("ImportError: Found an incompatible version of torchao")
+    assert found["product"] < 1e-5
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import llama_server
 
+from selfreward_lite.system import fixes
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -47,6 +49,11 @@ def test_users_and_the_tests_of_unsloth_have_one_version():
         named = set(re.findall(r"unsloth\w*(?:==| )(20\d\d\.\d+\.\d+)", read(name)))
         assert named, name
         assert named <= {pin.split("==")[1] for pin in pins}, name
+
+
+def test_the_torchao_that_doctor_names_is_the_pinned_one():
+    pinned = [one for one in requirements(read("requirements-gpu.txt")) if "torchao" in one]
+    assert [fixes.TORCHAO.split()[-1]] == pinned
 
 
 def test_the_source_of_llama_server_is_that_of_the_pinned_engine():

@@ -3,9 +3,20 @@
 from dataclasses import replace
 
 import pytest
-from machines import CPU_TORCH, OLD_DRIVER, PINS, RTX, T4, TOO_OLD, answers, machine, said
+from machines import (
+    CPU_TORCH,
+    OLD_DRIVER,
+    PINS,
+    PRODUCT,
+    RTX,
+    T4,
+    TOO_OLD,
+    answers,
+    machine,
+    said,
+)
 
-from selfreward_lite.system import doctor
+from selfreward_lite.system import doctor, fixes
 from selfreward_lite.system.gpu import Gpu, GpuUser
 from selfreward_lite.system.gpu_findings import describe_users
 
@@ -246,6 +257,18 @@ def test_four_bit_weights_must_multiply(changed, words):
     assert found.state == "bad"
     assert words in found.words
     assert found.fix.endswith(f"bitsandbytes=={PINS['bitsandbytes']}")
+
+
+def test_an_adapter_must_find_its_place():
+    """No training can do without PEFT, which raises beside a torchao that does not fit."""
+    assert "adapter" not in said(machine(RTX))
+    probed = {**PRODUCT, "adapter": "ImportError: incompatible version of torchao", "device": ""}
+    found = said(machine(RTX, four_bit=probed, torchao="0.10.0"))["adapter"]
+    assert (found.state, found.fix) == ("bad", fixes.TORCHAO)
+    assert "cannot put an adapter on a model beside torchao 0.10.0: ImportError" in found.words
+    found = said(machine(RTX, four_bit=probed))["adapter"]
+    assert found.fix.endswith(f"peft=={PINS['peft']}")
+    assert "beside" not in found.words
 
 
 def test_unsloth_is_good_only_if_it_was_imported():

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,20 @@ def test_a_process_is_tried_with_fewer_rows_as_one_would_be(job, monkeypatch):
     assert tried == [4, 2, 1]
     assert result.micro_batch == 1
     assert said[0] == {"message": "no memory for 4 of the longest rows at once"}
+
+
+def test_an_older_torch_trains_in_one_process(job, monkeypatch):
+    """A hosted notebook may have torch 2.9, whose launcher does not know what is needed here."""
+
+    @dataclass
+    class OldConfig:
+        min_nodes: int
+        max_nodes: int
+        nproc_per_node: int
+
+    monkeypatch.setattr(launch, "LaunchConfig", OldConfig)
+    with pytest.raises(TrainingError, match=r"torch 2\.10.*this is .*training\.processes=1"):
+        launch.train_together(job, 2, lambda said: None)
 
 
 def test_nobody_is_left_when_the_launcher_is_gone(play, tmp_path):
