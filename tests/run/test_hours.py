@@ -7,6 +7,7 @@ is the one in docs/your-gpu.md.
 import math
 import random
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 
 import pytest
@@ -98,11 +99,18 @@ MODELS = {
 }
 
 
+@cache
 def draw_lengths(text: str, limit: int) -> list[float]:
     """Many lengths of a kind of text, cut at the limit."""
     (mean, spread), rng = TEXTS[text], random.Random(text)
     middle = math.log(mean) - spread**2 / 2
     return [min(limit, rng.lognormvariate(middle, spread)) for _ in range(20_000)]
+
+
+@cache
+def find_mean_length(text: str, limit: int) -> float:
+    """Their mean."""
+    return fmean(draw_lengths(text, limit))
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class Asked:
 
     @property
     def length(self) -> float:
-        return fmean(draw_lengths(self.text, self.draw.max_tokens))
+        return find_mean_length(self.text, self.draw.max_tokens)
 
 
 def list_asked(settings: Settings) -> dict[str, Asked]:
@@ -228,6 +236,7 @@ def hours(settings: Settings, model: Model, gpu: Gpu) -> tuple[float, float]:
     return first / 3600, second / 3600
 
 
+@cache
 def build_rows() -> list[tuple[str, str, list[tuple[float, float]]]]:
     """Preset, GPU, and pairs of by hand and by `plan`: answers, DPO, hours of both parts."""
     rows = []
