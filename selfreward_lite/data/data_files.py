@@ -14,6 +14,7 @@ from typing import Any
 from selfreward_lite.data.fields import (
     CHATS,
     PROMPTS,
+    is_about,
     is_read,
     name_kind,
     normalise_name,
@@ -293,8 +294,10 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
 
 def _may_matter(field: Any) -> bool:
-    """Whether a column with an unknown name may hold texts."""
-    return name_kind(field.name) == "unknown" and _may_hold_text(field.type)
+    """Whether a column with a name that does not tell it may hold a part of a task."""
+    return (name_kind(field.name) == "unknown" or is_about(field.name)) and _may_hold_text(
+        field.type
+    )
 
 
 def _may_hold_text(kind: Any) -> bool:

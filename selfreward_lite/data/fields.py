@@ -95,6 +95,8 @@ _LABELS = (
     *("ip", "views", "ability", "kwargs", "config", "configs"),
     *("meta", "metadata", "emojis", "detoxify", "rubric", "rubrics", "checklist"),
 )
+# Objects under names that end so are about a row; a part of its task may be among what they hold.
+_ABOUT = ("meta", "metadata", "info", "config", "configs")
 # They label a row if they stand alone, or behind a label. Else the word before them decides.
 _LOOSE_LABELS = ("info", "header", "headers", "extra_info", "meta_info", "cache_control")
 _LABELS_ANYWHERE = (
@@ -259,6 +261,16 @@ def _is_worked_on(words: Sequence[str]) -> bool:
         if word == "for" and _WORK.fullmatch(words[place + 1]):
             return True
     return False
+
+
+def is_about(name: str) -> bool:
+    """Return whether an object of this name is about its row, so that its own fields must tell.
+
+    >>> [is_about(one) for one in ("meta", "extraInfo", "metadata_id", "scores")]
+    [True, True, False, False]
+    """
+    words = normalise_name(name).split("_")
+    return words[-1] in _ABOUT and name_kind(name) in ("harmless", "unknown")
 
 
 def is_read(name: str) -> bool:

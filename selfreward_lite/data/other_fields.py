@@ -49,8 +49,45 @@ def list_lost(held: Mapping[str, Any], main: str, prompt: str, found: Collection
     return [
         name
         for name, value in held.items()
-        if _belongs(name, value, held, main, found) and not is_said(value, said)
+        if (_belongs(name, value, held, main, found) and not is_said(value, said))
+        or find_inside(name, value, said)
     ]
+
+
+def find_inside(name: str, value: Any, said: str = "") -> str | None:
+    """Return what belongs to the task in an object that is about its row, None if nothing does.
+
+    `said` is the prompt, squeezed: what it holds already is no such part.
+
+    >>> find_inside("meta", {"id": 7, "title": "Of ice", "context": "Ice is cold."})
+    'context'
+    """
+    if not fields.is_about(name):
+        return None
+    return _find_part(parse_list(value) if isinstance(value, str) else value, said)
+
+
+def _find_part(value: Any, said: str) -> str | None:
+    if isinstance(value, list):
+        return next(filter(None, (_find_part(one, said) for one in value)), None)
+    for name, one in value.items() if isinstance(value, Mapping) else ():
+        is_number = fields.name_kind(name) == "number" and not is_empty(one)
+        if (is_number or changes_task(name, one)) and not is_said(one, said):
+            return str(name)
+        is_open = fields.name_kind(name) == "unknown" or fields.is_about(name)
+        if is_open and (found := _find_part(one, said)):
+            return found
+    return None
+
+
+def name_part(name: str, value: Any) -> str:
+    """Return a field that belongs to the task as a sentence names it, with what it is in it.
+
+    >>> name_part("hint", "Rhyme."), name_part("meta", {"context": "Ice is cold."})
+    ("field 'hint'", "field 'meta' holds 'context', which")
+    """
+    inside = find_inside(name, value)
+    return f"field {name!r}" + (f" holds {inside!r}, which" if inside else "")
 
 
 def list_lost_beside_text(

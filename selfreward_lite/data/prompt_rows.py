@@ -16,7 +16,7 @@ from selfreward_lite.data.dialogues import (
     refuse_place_of_media,
     split_dialogue,
 )
-from selfreward_lite.data.other_fields import holds_words, is_said, is_text, squeeze
+from selfreward_lite.data.other_fields import holds_words, is_said, is_text, name_part, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -146,9 +146,9 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
     if lost := other_fields.list_lost(held, main, prompt, task_fields):
         names = ",".join(lost)
         raise BadRow(
-            f"field {lost[0]!r} belongs to the task and is not used; write it into the prompt, or, "
-            f"if the prompt is whole without it, leave it out with the setting prompts.ignore="
-            f"{names}"
+            f"{name_part(lost[0], held[lost[0]])} belongs to the task and is not used; "
+            "write it into the prompt, or, if the prompt is whole without it, leave it out with "
+            f"the setting prompts.ignore={names}"
         )
     return prompt
 

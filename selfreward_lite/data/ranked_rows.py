@@ -10,7 +10,11 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from selfreward_lite.data.fields import MESSAGE, MESSAGE_LABELS, MESSAGE_STATE, normalise_name
-from selfreward_lite.data.other_fields import find_task_fields, list_lost_beside_text
+from selfreward_lite.data.other_fields import (
+    find_task_fields,
+    list_lost_beside_text,
+    name_part,
+)
 from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
@@ -138,8 +142,8 @@ def _find_fault(row: Mapping[str, Any], task_fields: Collection[str]) -> str | N
     if not lost:
         return None
     return (
-        f"field {lost[0]!r} belongs to the task and is not used; write it into the text, or remove "
-        "it if the text is whole without it"
+        f"{name_part(lost[0], row[lost[0]])} belongs to the task and is not used; write it into "
+        "the text, or remove it if the text is whole without it"
     )
 
 
