@@ -34,6 +34,7 @@ MESSAGE_LABELS = (
     *("user_id", "created_date", "review_count", "model_name", "detoxify", "message_tree_id"),
     *("emojis", "labels", "replies", "events"),
 )
+SCHEMA = frozenset((*MESSAGE, *MESSAGE_STATE, *MESSAGE_LABELS))
 # What a prompt is made of; and all that is read, for ranked data too.
 USED = frozenset((*CHATS, *LISTS, *PROMPTS, *SYSTEM, *MATERIAL, ANSWER, *STATE))
 READ = USED | {*MESSAGE, *MESSAGE_STATE}
@@ -41,7 +42,7 @@ READ = USED | {*MESSAGE, *MESSAGE_STATE}
 # Of fields that no prompt is made of, these names, or names with these words, belong to the task.
 # The first list that has a name decides.
 _TASK = (
-    *("test_list", "file", "files", "attachments"),
+    *("test_list", "file", "files", "attachment", "attachments"),
     *("output_format", "answer_format", "response_format", "output_schema"),
 )
 # In which language an answer should be.

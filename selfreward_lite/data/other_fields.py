@@ -107,6 +107,24 @@ def list_lost_beside_text(
     return [name for name in lost if not is_said(held[name], said)]
 
 
+def judge_beside(
+    held: Mapping[str, Any], used: Collection[str], said: str
+) -> tuple[list[str], list[str]]:
+    """Return the fields beside a text inside a row that belong to its task, and the other ones.
+
+    What holds nothing is in neither list. `used` are fields with a meaning of their own; `said` is
+    the text.
+
+    >>> judge_beside({"text": "Sum up.", "context": "Ice is cold.", "id": 7}, {"text"}, "Sum up.")
+    (['context'], ['id'])
+    """
+    named = {fields.normalise_name(name): one for name, one in held.items() if not is_empty(one)}
+    beside = {name: one for name, one in named.items() if name not in used}
+    whole = {name: one for name, one in beside.items() if name != "text"} | {"text": said}
+    lost = list_lost_beside_text(whole, {"text"}, find_task_fields([beside]))
+    return [*dict.fromkeys(lost)], [name for name in beside if name not in lost]
+
+
 def is_text(value: Any) -> bool:
     """Return whether a value is a text rather than a label: several words, or several lines.
 

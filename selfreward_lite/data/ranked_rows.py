@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from selfreward_lite.data.fields import MESSAGE, MESSAGE_LABELS, MESSAGE_STATE, normalise_name
+from selfreward_lite.data.fields import MESSAGE, SCHEMA, normalise_name
 from selfreward_lite.data.other_fields import (
     find_task_fields,
     list_lost_beside_text,
@@ -28,7 +28,6 @@ from selfreward_lite.data.rows import (
 from selfreward_lite.system.errors import DataError
 
 _NEEDED = ("message_id", "text", "role")  # a prompt has no parent, an unranked answer no rank
-_SCHEMA = frozenset((*MESSAGE, *MESSAGE_STATE, *MESSAGE_LABELS))
 _SCORES = ("score", "rating", "overall_score", "reward", "label", "preference")
 _HIGHEST_RANK = 1_000_000  # more answers to one prompt nobody ranks
 
@@ -51,7 +50,7 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
         found += used
         names = {name for one in used for name, value in one.items() if not is_empty(value)}
         unread = map(normalise_name, rows.unread.get(path, []) if used else [])
-        others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - _SCHEMA)
+        others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - SCHEMA)
         if others:
             rows.notes.append(f"{path}: fields that are not used: {list_names(others)}")
     if found and all(one.get("rank") is None for one in found):
@@ -138,7 +137,7 @@ def _find_fault(row: Mapping[str, Any], task_fields: Collection[str]) -> str | N
     if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
         return f"text {fault}"
     kept = {name: value for name, value in row.items() if not is_filler(value)}
-    lost = list_lost_beside_text({**kept, "text": row["text"]}, _SCHEMA, task_fields)
+    lost = list_lost_beside_text({**kept, "text": row["text"]}, SCHEMA, task_fields)
     if not lost:
         return None
     return (

@@ -67,3 +67,118 @@ def test_metadata_of_parquet_and_of_ranked_messages_are_looked_into(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [message])
     with pytest.raises(DataError, match="field 'meta' holds 'context', which belongs to the task"):
         read_messages(read_rows(path, skip_bad=False))
+
+
+def make_tree(**beside):
+    message = {"message_id": "a", "text": "Why?", "role": "prompter", "lang": "en", "replies": []}
+    return {"message_tree_id": "a", "prompt": message | beside}
+
+
+LOST = [
+    *(
+        ("prompt", make_tree(**{name: value})["prompt"], name)
+        for name, value in (
+            ("choices", ["a", "b"]),
+            ("image", "a.png"),
+            ("system", "Be a pirate."),
+            ("scenario", "You stand on a ship in a storm."),
+            ("meta", {"context": "Ice is cold."}),
+        )
+    ),
+    *(
+        ("instances", [{"input": "b a", name: value, "output": "a b"}], name)
+        for name, value in (
+            ("constraints", "Two lines."),
+            ("options", ["a", "b"]),
+            ("passage", "Ice is cold."),
+            ("system", "Be a pirate."),
+            ("image", "a.png"),
+            ("remark", "You stand on a ship in a storm."),
+        )
+    ),
+    *(
+        (
+            "messages",
+            [{"role": "user", "content": [{"type": "text", "text": "Sum up.", name: value}]}],
+            name,
+        )
+        for name, value in (
+            ("quote", "Ice is cold, as my old teacher said."),
+            ("context", "Ice is cold."),
+            ("image_url", {"url": "https://a.org/b.png"}),
+            ("attachment", "report.pdf"),
+            ("title", "Of ice"),
+            ("system", "Be a pirate."),
+            ("source", {"type": "text", "data": "Ice is cold."}),
+        )
+    ),
+    (
+        "messages",
+        [{"role": "user", "content": "Why?", "metadata": {"context": "Ice."}}],
+        "metadata",
+    ),
+    ("system", [{"type": "text", "text": "Be brief.", "examples": ["One.", "Two."]}], "examples"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "part"), LOST)
+def test_a_part_of_the_task_inside_a_field_is_refused_and_may_be_left_out(
+    tmp_path, name, value, part
+):
+    others = {"instances": {"instruction": "Sort these."}, "system": {"prompt": "Why?"}}
+    row = {**others.get(name, {}), name: value}
+    path = write_rows(tmp_path / "a.jsonl", [row])
+    reason = rf"^.*a\.jsonl:1: field '{name}': .* has a field '{part}', which belongs to the task"
+    with pytest.raises(DataError, match=rf"{reason} .*prompts\.ignore={name}\.{part};"):
+        extract_prompts(read_rows(path, skip_bad=False))
+    read = read_rows(path, skip_bad=False)
+    assert len(extract_prompts(read, ignore=[f"{name}.{part}"])) == 1
+    assert f"{name}.{part}" in read.notes[0]
+    assert not any("no row has" in note for note in read.notes)
+
+
+def test_the_way_out_names_all_that_is_inside_and_what_no_row_has_is_said(tmp_path):
+    with pytest.raises(BadRow, match=r"prompts\.ignore=prompt\.choices,prompt\.system$"):
+        extract_prompt(make_tree(choices=["a", "b"], system="Be a pirate."))
+    read = read_rows(write_rows(tmp_path / "a.jsonl", [{"prompt": "Why?"}]), skip_bad=False)
+    extract_prompts(read, ignore=["prompt.system"])
+    assert read.notes == [f"{tmp_path}/a.jsonl: no row has the fields prompt.system to ignore"]
+
+
+def test_a_field_in_messages_as_json_is_left_out_too(tmp_path):
+    text = json.dumps([{"role": "user", "content": "Why?", "persona": "pirate"}])
+    read = read_rows(write_rows(tmp_path / "a.jsonl", [{"messages": text}]), skip_bad=False)
+    assert extract_prompts(read, ignore=["messages.persona"]) == ["Why?"]
+
+
+def test_what_is_no_part_of_a_task_inside_a_field_is_named(tmp_path):
+    message = {"role": "user", "content": "Why?"}
+    for name, value in (("topic", "fog"), ("answer", "Ice is cold, as it is."), ("tags", ["a"])):
+        named = [f"fields that are not used: {part}.{name}" for part in ("messages", "prompt")]
+        path = tmp_path / "a.jsonl"
+        assert read_notes(path, [{"messages": [message | {name: value}]}]) == named[:1]
+        assert read_notes(path, [{"prompt": [message | {name: value}]}]) == named[1:]
+        parts = [{"type": "text", "text": "Why?", name: value, "annotations": []}]
+        assert read_notes(path, [{"messages": [message | {"content": parts}]}]) == named[:1]
+        pair = [{"input": "Why?", "output": "x", name: value}]
+        assert read_notes(path, [{"messages": pair}]) == named[:1]
+        assert read_notes(path, [{"messages": [{"content": "Why?", name: value}]}]) == named[:1]
+        instance = [{"input": "b a", name: value}]
+        notes = read_notes(path, [{"instruction": "Sort.", "instances": instance}])
+        assert notes == [f"fields that are not used: instances.{name}"]
+        tree = {"prompt": make_tree(**{name: value})["prompt"]}
+        assert read_notes(path, [tree]) == named[1:]
+    answer = {"role": "assistant", "content": "So.", "reasoning": "It is as it is."}
+    assert read_notes(tmp_path / "a.jsonl", [{"messages": [message, answer]}]) == []
+
+
+def test_an_instance_that_repeats_the_prompt_or_has_no_constraints_loads():
+    whole = {"instruction_with_input": "Do this.\nSort these.\nWords: b a", "input": "b a"}
+    row = {"instruction": "Sort these.", "instances": [whole | {"constraints": "None."}]}
+    assert extract_prompt(row) == "Sort these.\n\nb a"
+
+
+def test_a_chosen_conversation_with_a_part_of_the_task_is_refused_beside_a_prompt():
+    chosen = [{"role": "user", "content": "Why?", "context": "Ice is cold."}]
+    with pytest.raises(BadRow, match=r"field 'chosen' says something else .*ignore=chosen$"):
+        extract_prompt({"prompt": "Why?", "chosen": chosen})
