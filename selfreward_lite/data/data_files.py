@@ -21,7 +21,7 @@ from selfreward_lite.data.fields import (
 )
 from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake, name_text
 from selfreward_lite.data.json_text import JsonFault, parse_json
-from selfreward_lite.data.other_fields import changes_task
+from selfreward_lite.data.other_fields import changes_task, list_unused_names
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
 from selfreward_lite.data.tables import name_table, read_table
 from selfreward_lite.data.text_files import open_text
@@ -244,7 +244,7 @@ def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
             f"{path}: field {lost!r} beside the list {lists[0]!r} belongs to the task; write it "
             "into each of its rows, or remove it"
         )
-    beside = f"; left out: {list_names(others)}" if others else ""
+    beside = f"; left out: {list_unused_names(others)}" if others else ""
     rows.notes.append(f"{path}: read the list {lists[0]!r} in it{beside}")
     found: list[Any] = held[lists[0]]
     return found

@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from selfreward_lite.data import fields
-from selfreward_lite.data.rows import DataRow, is_empty, parse_list
+from selfreward_lite.data.rows import DataRow, is_empty, list_names, parse_list
 
 _WORDS = 4  # a text has so many, a label fewer
 _SIGNS = 8  # of scripts without spaces between words
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG = 200  # characters; a longer text is no label, even if it is the same in all rows
 _ROWS = 5  # with a label, on average
+_SHOWN = 600  # characters of names in a note
 _ENDS = (*".?!:", *"。？！：")  # of a sentence; a label has none
 _NUMBER = re.compile(r"\s*(?:[-+]?[.,]?\d[\d.,]*(?:[eE][-+]?\d+)?\s*%?|true|false)\s*", re.I)
 
@@ -123,6 +124,25 @@ def judge_beside(
     whole = {name: one for name, one in beside.items() if name != "text"} | {"text": said}
     lost = list_lost_beside_text(whole, {"text"}, find_task_fields([beside]))
     return [*dict.fromkeys(lost)], [name for name in beside if name not in lost]
+
+
+def list_unused_names(names: Collection[str]) -> str:
+    """Return names of fields as a note shows them: those that are no known labels come first.
+
+    Names beyond some 600 characters are counted.
+
+    >>> list_unused_names(["id", "style", "score", "messages.topic"])
+    'style, messages.topic, id, score'
+    """
+    known = sorted(names, key=lambda name: _is_label(name.split(".")[-1]))
+    shown, room = 0, _SHOWN
+    while shown < len(known) and (room := room - min(len(known[shown]), 60) - 2) > 0:
+        shown += 1
+    return list_names(known, shown)
+
+
+def _is_label(name: str) -> bool:
+    return fields.name_kind(name) == "harmless" or fields.normalise_name(name) in fields.SCHEMA
 
 
 def is_text(value: Any) -> bool:

@@ -67,7 +67,7 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         if 1 < len(files) < len(unused):
             what += f" in {list_names([str(path.relative_to(rows.path)) for path in files])}"
         place = files[0] if len(files) == 1 else rows.path
-        rows.notes.append(f"{place}: {what}: {list_names([*shown])}")
+        rows.notes.append(f"{place}: {what}: {other_fields.list_unused_names(shown)}")
     return found
 
 

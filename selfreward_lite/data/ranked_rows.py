@@ -13,6 +13,7 @@ from selfreward_lite.data.fields import MESSAGE, SCHEMA, normalise_name
 from selfreward_lite.data.other_fields import (
     find_task_fields,
     list_lost_beside_text,
+    list_unused_names,
     name_part,
 )
 from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
@@ -22,7 +23,6 @@ from selfreward_lite.data.rows import (
     DataRows,
     find_text_fault,
     is_empty,
-    list_names,
     read_truth,
 )
 from selfreward_lite.system.errors import DataError
@@ -52,7 +52,7 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
         unread = map(normalise_name, rows.unread.get(path, []) if used else [])
         others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - SCHEMA)
         if others:
-            rows.notes.append(f"{path}: fields that are not used: {list_names(others)}")
+            rows.notes.append(f"{path}: fields that are not used: {list_unused_names(others)}")
     if found and all(one.get("rank") is None for one in found):
         names = {name for one in found for name in one}
         scored = next((name for name in _SCORES if name in names), None)

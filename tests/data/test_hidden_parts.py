@@ -182,3 +182,22 @@ def test_a_chosen_conversation_with_a_part_of_the_task_is_refused_beside_a_promp
     chosen = [{"role": "user", "content": "Why?", "context": "Ice is cold."}]
     with pytest.raises(BadRow, match=r"field 'chosen' says something else .*ignore=chosen$"):
         extract_prompt({"prompt": "Why?", "chosen": chosen})
+
+
+def test_a_note_names_all_fields_and_those_that_may_matter_first(tmp_path):
+    labels = ["id", "model", "label", "score", "source_url", "lang", "date", "rating", "split"]
+    row = dict.fromkeys(labels, "a") | {"character": "Yoda", "style": "haiku"}
+    notes = read_notes(tmp_path / "a.jsonl", [{"prompt": "Why?"} | row])
+    assert notes == [f"fields that are not used: {', '.join(['character', 'style', *labels])}"]
+    many = {f"remark_{n:03}": "a" for n in range(99)}
+    (note,) = read_notes(tmp_path / "a.jsonl", [{"prompt": "Why?"} | many])
+    assert "remark_047, remark_048 and 50 more" in note
+    messages = [{"message_id": "a", "text": "Why?", "role": "prompter", "rank": 0} | row]
+    read = read_rows(write_rows(tmp_path / "a.jsonl", messages), skip_bad=False)
+    read_messages(read)
+    assert "character, style, " in read.notes[0] and "more" not in read.notes[0]
+    (tmp_path / "a.json").write_text(json.dumps(row | {"rows_": [{"prompt": "Why?"}]}))
+    assert (
+        f"left out: character, style, {', '.join(labels)}"
+        in read_rows(tmp_path / "a.json", skip_bad=False).notes[0]
+    )
