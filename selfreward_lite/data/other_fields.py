@@ -157,6 +157,15 @@ def is_text(value: Any) -> bool:
     return len(value.split()) >= _WORDS or signs >= _SIGNS or "\n" in value.strip()
 
 
+def is_sentence(value: Any) -> bool:
+    """Return whether a value is a text of two words or more that ends as a sentence does.
+
+    >>> is_sentence("Answer in French:"), is_sentence("in French"), is_sentence("Dr.")
+    (True, False, False)
+    """
+    return isinstance(value, str) and len(value.split()) > 1 and value.rstrip().endswith(_ENDS)
+
+
 def is_number(value: Any) -> bool:
     """Return whether a value is a number or a truth value, or a text that is one.
 
@@ -208,7 +217,7 @@ def _are_of_a_task(name: str, values: Collection[Any]) -> bool:
     labels = len({*texts}) <= 1 + len(texts) // _ROWS and len(texts) > 1
     if not labels or any(len(one) > _LONG for one in texts):
         return True
-    sentences = [one for one in texts if one.rstrip().endswith(_ENDS)]
+    sentences = [one for one in texts if is_sentence(one)]
     return 2 * len(sentences) > len(values)
 
 

@@ -201,3 +201,55 @@ def test_a_note_names_all_fields_and_those_that_may_matter_first(tmp_path):
         f"left out: character, style, {', '.join(labels)}"
         in read_rows(tmp_path / "a.json", skip_bad=False).notes[0]
     )
+
+
+FOR_ALL_ROWS = [
+    ("meta", {"author": "bob", "system": "Be a pirate."}),
+    ("defaults", {"persona": "pirate", "language": "French"}),
+    ("defaults", {"language": "French"}),
+    ("prefix", "Answer in French:"),
+    ("remark", "all answers are to rhyme"),
+    ("setup", {"begin": "Answer in French."}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), FOR_ALL_ROWS)
+def test_a_part_of_the_task_beside_a_list_of_rows_is_refused_by_its_value(tmp_path, name, value):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({name: value, "prompts": [{"prompt": "Why?"}]}))
+    reason = f"field '{name}' beside the list 'prompts' belongs to the task"
+    with pytest.raises(DataError, match=reason):
+        read_rows(path, skip_bad=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("description", "Some questions about ice, made by hand."),
+        ("schema", {"fields": [{"name": "prompt", "type": "string"}]}),
+        ("info", {"version": "1.0", "license": "CC BY 4.0, see the page of the authors."}),
+        ("authors", ["Ann Lee", "Bo Ray"]),
+        ("paging", {"next": "https://a.org/2", "total": 30}),
+    ],
+)
+def test_what_is_said_about_a_list_of_rows_is_named(tmp_path, name, value):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({name: value, "prompts": [{"prompt": "Why?"}]}))
+    read = read_rows(path, skip_bad=False)
+    assert extract_prompts(read) == ["Why?"]
+    assert read.notes[0] == f"{path}: read the list 'prompts' in it; left out: {name}"
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        ({"a": [{"b": 1}], "Instances": [{"input": "x"}]}, "the lists a, Instances may all be"),
+        ({"name": "Bob", "messages": [{"text": "x"}]}, "its 'messages' is one conversation, by"),
+        ({"prompt": "x", "tests": [{"input": "x"}]}, "its 'prompt' is one prompt, by its name"),
+    ],
+)
+def test_what_is_in_the_way_of_a_list_of_rows_is_said(tmp_path, held, says):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(held))
+    with pytest.raises(DataError, match=rf"not a list of objects \({says}"):
+        read_rows(path, skip_bad=False)
