@@ -14,6 +14,7 @@ from typing import Any
 from selfreward_lite.data.fields import (
     CHATS,
     PROMPTS,
+    ROW_SPEAKERS,
     is_about,
     is_read,
     name_kind,
@@ -247,8 +248,8 @@ def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
     if len(lists) != 1 or own:
         raise _NoRows(
             f"{path}: holds one object with the fields {list_names([*held])}, not a list of "
-            f"objects{_name_obstacle(lists, own)}; write the rows as a list, each with its "
-            "whole task (of pandas: orient='records'); a file with an object in each line is called .jsonl"
+            f"objects{_name_obstacle(lists, own)}; write the rows as a list, each with all of its "
+            "task (pandas: orient='records'); a file with an object in each line is called .jsonl"
         )
     others = [name for name in held if name != lists[0]]
     if lost := next((name for name in others if _belongs_to_rows(name, held[name])), None):
@@ -323,10 +324,10 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
 
 def _may_matter(field: Any) -> bool:
-    """Whether a column with a name that does not tell it may hold a part of a task."""
-    return (name_kind(field.name) == "unknown" or is_about(field.name)) and _may_hold_text(
-        field.type
-    )
+    """Whether a column with a name that does not tell it may hold a part of a task, or a role."""
+    is_open = name_kind(field.name) == "unknown" or is_about(field.name)
+    is_role = normalise_name(field.name) in ROW_SPEAKERS
+    return (is_open or is_role) and _may_hold_text(field.type)
 
 
 def _may_hold_text(kind: Any) -> bool:

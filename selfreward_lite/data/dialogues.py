@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from selfreward_lite.data.fields import normalise_name
+from selfreward_lite.data.fields import SPEAKERS, normalise_name
 from selfreward_lite.data.other_fields import judge_beside, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
@@ -23,8 +23,6 @@ from selfreward_lite.data.turn_marks import name_role, split_turns
 
 _TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 _CALLS = ("tool_calls", "function_call")
-# What names the speaker of a message: the first of these that it has.
-_SPEAKERS = ("role", "from", "sender", "speaker", "author", "type")
 # Fields of objects that hold a user's text and the answer to it: Capybara's, and others.
 _PAIRS = (
     *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
@@ -129,7 +127,7 @@ def _read_turns(value: Any, what: str = "the conversation") -> list[Turn]:
 
 def _turn_over(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
     held = {name: one for name, one in lists.items() if isinstance(one, list)}
-    if {*map(normalise_name, held)}.isdisjoint((*_SPEAKERS, "input")):
+    if {*map(normalise_name, held)}.isdisjoint((*SPEAKERS, "input")):
         return []
     if len({len(one) for one in held.values()}) != 1:
         return []
@@ -150,7 +148,7 @@ def _judge_fields(
     message: Mapping[str, Any], main: str, *used: str
 ) -> tuple[Sequence[str], Sequence[str]]:
     """The fields of a message that belong to the task, and others, but for those that are used."""
-    known = {main, *used, *_SPEAKERS}
+    known = {main, *used, *SPEAKERS}
     beside = {name: value for name, value in message.items() if name not in known}
     others = {name: beside.pop(name) for name in _CONTENTS if isinstance(beside.get(name), str)}
     content = message.get(main)
@@ -166,7 +164,7 @@ def _read_text(part: Any) -> Any:
 
 
 def _find_role(message: Mapping[str, Any]) -> Any:
-    return next((message[name] for name in _SPEAKERS if not is_empty(message.get(name))), None)
+    return next((message[name] for name in SPEAKERS if not is_empty(message.get(name))), None)
 
 
 def _name_role(role: Any) -> str:

@@ -26,6 +26,10 @@ MATERIAL = ("input", "context", "instances")
 ANSWER = "chosen"
 # They say whether a row is a prompt, and one to use.
 STATE = ("parent_id", "role", "deleted")
+# What names the speaker of a message: the first of these that it has.
+SPEAKERS = ("role", "from", "sender", "speaker", "author", "type")
+# The same in tables with a message in each row, where all that is there are names of roles.
+ROW_SPEAKERS = (*SPEAKERS[1:], "name", "actor", "role_name", "sender_type", "sender_role")
 ASKERS = ("prompter", "user", "human")  # roles of a prompt
 # A message in OASST's schema, and what it has beside that nothing is made of.
 MESSAGE = ("message_id", "parent_id", "text", "role", "rank")

@@ -30,6 +30,7 @@ from selfreward_lite.data.rows import (
     parse_list,
     read_truth,
 )
+from selfreward_lite.data.turn_marks import name_role
 from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
@@ -138,17 +139,50 @@ def _extract_from_file(
 ) -> list[str]:
     """The prompts of a file; names of fields inside others that are not used go to `inside`."""
     task_fields = other_fields.find_task_fields(row for _, row in placed)
+    speaker = _find_speaker([row for _, row in placed])
     found = []
     for place, row in placed:
         try:
             if _is_deleted(row):
                 rows.skipped["deleted"] += 1
             else:
+                if speaker:
+                    _refuse_answer(row, speaker)
                 found.append(extract_prompt(row, task_fields, inside))
         except BadRow as bad:
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
     return found
+
+
+def _find_speaker(rows: Sequence[DataRow]) -> str | None:
+    """The field that says who speaks, in a file with a message in each row as its `text`."""
+    named = [{fields.normalise_name(name): one for name, one in row.items()} for row in rows[:1]]
+    if not named or "text" not in named[0] or not ({*_ASKING} - {"text"}).isdisjoint(named[0]):
+        return None
+    for name in (one for one in fields.ROW_SPEAKERS if one in named[0]):
+        held = {_read_field(row, name) for row in rows}
+        roles = {name_role(one) if isinstance(one, str) else None for one in held}
+        if {"user", "assistant"} <= roles <= {"user", "assistant", "system"}:
+            return name
+    return None
+
+
+def _read_field(row: DataRow, name: str) -> Any:
+    """What a row has under a compared name; an object or a list counts as nothing."""
+    value = next((one for key, one in row.items() if fields.normalise_name(key) == name), None)
+    return value if isinstance(value, str) else None
+
+
+def _refuse_answer(row: DataRow, speaker: str) -> None:
+    """Raise BadRow for a message that is not a user's."""
+    said = _read_field(row, speaker)
+    if said is not None and name_role(said) != "user":
+        raise BadRow(
+            f"a message of {said!r}, by its field {speaker!r}, and not a user's; write each "
+            "conversation in one row, as a list 'messages', or, if all texts are prompts, leave "
+            f"the field out with the setting prompts.ignore={speaker}"
+        )
 
 
 def extract_prompt(

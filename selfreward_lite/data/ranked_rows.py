@@ -6,7 +6,8 @@ write truth and numbers in several ways.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward_lite.data.fields import MESSAGE, SCHEMA, normalise_name
@@ -61,7 +62,22 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
             f"{rows.path}: no message has a rank{instead}; give each answer a field 'rank', 0 for "
             "the best one to its prompt"
         )
+    if _are_scores(found):
+        raise DataError(
+            f"{rows.path}: most prompts have no answer of rank 0 or 1, so the ranks seem to be "
+            "scores; rank 0 is the best answer to its prompt, 1 the next one"
+        )
     return found
+
+
+def _are_scores(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ranks begin too high for ranks, so that the worst answer may have the lowest."""
+    ranks = defaultdict[str | None, list[float]](list)
+    for one in messages:
+        if one.get("rank") is not None and one["role"] == "assistant":
+            ranks[read_id(one.get("parent_id"))].append(one["rank"])
+    compared = [min(held) > 1 for held in ranks.values() if len(held) > 1]
+    return 2 * sum(compared) > len(compared)
 
 
 def is_english(language: Any) -> bool:

@@ -150,10 +150,20 @@ def join_texts(texts: Sequence[str]) -> str:
     return texts[0] if len(texts) == 1 else "\n\n".join(text.strip() for text in texts)
 
 
+def _describe_value(value: Any) -> str:
+    """What stands in the place of a text, and what to do."""
+    if isinstance(value, Mapping):
+        names = list_names([*map(str, value)])
+        return f", but an object with the fields {names}; write what the task needs of it as text"
+    return (
+        ", but a list; write what the task needs of it as text" if isinstance(value, list) else ""
+    )
+
+
 def check_text(value: Any, what: str) -> str:
     """Return a text that holds something. Raises BadRow, with `what` it is, for anything else."""
     if reason := find_text_fault(value):
-        raise BadRow(f"{what} {reason}")
+        raise BadRow(f"{what} {reason}{_describe_value(value)}")
     if not value.strip():
         raise BadRow(f"{what} is empty")
     return str(value)

@@ -253,3 +253,102 @@ def test_what_is_in_the_way_of_a_list_of_rows_is_said(tmp_path, held, says):
     path.write_text(json.dumps(held))
     with pytest.raises(DataError, match=rf"not a list of objects \({says}"):
         read_rows(path, skip_bad=False)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"question": {"stem": "Why?", "choices": []}}, "field 'question' is not text, but an obj"),
+        ({"question": {"stem": "Why?"}}, "an object with the fields stem; write what the task"),
+        ({"question": "Why?", "context": {"contexts": ["a"]}}, "the fields contexts; write what"),
+        ({"instruction": "Sort.", "input": ["b", "a"]}, "'input' is not text, but a list; write"),
+        (
+            {"messages": [{"role": "user", "content": {"parts": ["a"]}}]},
+            "message is not text, but an",
+        ),
+    ],
+)
+def test_what_is_no_text_is_called_by_what_it_is(row, says):
+    with pytest.raises(BadRow, match=says):
+        extract_prompt(row)
+
+
+def make_ranked(*ranks):
+    rows = []
+    for number, held in enumerate(ranks):
+        rows.append({"message_id": f"p{number}", "text": f"Why {number}?", "role": "prompter"})
+        rows += [
+            {"message_id": f"a{number}{n}", "parent_id": f"p{number}", "text": f"So {n}."}
+            | {"role": "assistant", "rank": rank}
+            for n, rank in enumerate(held)
+        ]
+    return rows
+
+
+@pytest.mark.parametrize("ranks", [[[9.7, 8.7, 7.7]], [[4, 5], [3, 5], [1, 2]]])
+def test_scores_in_the_place_of_ranks_are_refused(tmp_path, ranks):
+    path = write_rows(tmp_path / "a.jsonl", make_ranked(*ranks))
+    with pytest.raises(DataError, match=r"seem to be scores; rank 0 is the best answer"):
+        read_messages(read_rows(path, skip_bad=False))
+
+
+@pytest.mark.parametrize(
+    "ranks", [[[0, 1, 2]], [[1, 2]], [[1.5, 3, 1]], [[2, 3], [0, 1]], [[0, 5]]]
+)
+def test_ranks_that_begin_with_0_or_1_are_ranks(tmp_path, ranks):
+    path = write_rows(tmp_path / "a.jsonl", make_ranked(*ranks))
+    assert len(read_messages(read_rows(path, skip_bad=False))) > 2
+
+
+def make_turns(name, user="user", assistant="assistant", main="text"):
+    asked = {main: "Why is ice so cold?", name: user}
+    return [asked, {main: "It is cold since it is ice.", name: assistant}]
+
+
+@pytest.mark.parametrize(
+    ("name", "user", "assistant"),
+    [
+        *(("From", "human", "gpt"), ("sender", "user", "assistant"), ("speaker", "User", "Bot")),
+        *(("author", "human", "AI"), ("type", "human", "ai"), ("name", "user", "ChatGPT")),
+    ],
+)
+def test_answers_in_a_file_with_a_message_in_each_row_are_no_prompts(
+    tmp_path, name, user, assistant
+):
+    rows = make_turns(name, user, assistant)
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    plain = name.casefold()
+    reason = rf":2: a message of '{assistant}', by its field '{plain}', .*prompts\.ignore={plain};"
+    with pytest.raises(DataError, match=reason):
+        extract_prompts(read_rows(path, skip_bad=False))
+    read = read_rows(path, skip_bad=True)
+    assert extract_prompts(read) == ["Why is ice so cold?"]
+    assert [*read.skipped.values()] == [1]
+    assert len(extract_prompts(read_rows(path, skip_bad=False), ignore=[name])) == 2
+
+
+def test_such_a_file_may_be_a_table_or_parquet(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    table, parquet = tmp_path / "a.csv", tmp_path / "a.parquet"
+    table.write_text("text,type\nWhy?,human\nSo.,ai\n")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(make_turns("author")), parquet)
+    for path in (table, parquet):
+        with pytest.raises(DataError, match="a message of 'a"):
+            extract_prompts(read_rows(path, skip_bad=False))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        make_turns("source", "human", "ai"),  # who wrote the prompt
+        make_turns("author", "human", "ai", main="prompt"),
+        make_turns("name", "Ann", "Bot"),
+        make_turns("type", "human", "human"),
+        make_turns("type", "gpt", "gpt"),
+        [*make_turns("type"), {"text": "Why is fire hot?"}],
+    ],
+)
+def test_other_labels_make_no_messages_of_rows(tmp_path, rows):
+    read_notes(tmp_path / "a.jsonl", rows)
