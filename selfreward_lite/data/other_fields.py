@@ -163,7 +163,9 @@ def is_sentence(value: Any) -> bool:
     >>> is_sentence("Answer in French:"), is_sentence("in French"), is_sentence("Dr.")
     (True, False, False)
     """
-    return isinstance(value, str) and len(value.split()) > 1 and value.rstrip().endswith(_ENDS)
+    if not isinstance(value, str) or not value.rstrip().endswith(_ENDS):
+        return False
+    return len(value.split()) > 1 or is_text(value)
 
 
 def is_number(value: Any) -> bool:

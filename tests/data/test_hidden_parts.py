@@ -352,3 +352,9 @@ def test_such_a_file_may_be_a_table_or_parquet(tmp_path):
 )
 def test_other_labels_make_no_messages_of_rows(tmp_path, rows):
     read_notes(tmp_path / "a.jsonl", rows)
+
+
+def test_a_sentence_without_spaces_that_all_rows_have_is_no_label(tmp_path):
+    rows = [{"prompt": f"Why {n}?", "系统": "你是一个友好的海盗船长。"} for n in range(9)]
+    with pytest.raises(DataError, match="field '系统' belongs to the task"):
+        extract_prompts(read_rows(write_rows(tmp_path / "a.jsonl", rows), skip_bad=False))
