@@ -213,7 +213,8 @@ def extract_prompt(
         used.update(material)
     prompt = join_texts([*_read_system(held, parts[0], unused), *parts])
     refuse_place_of_media(prompt)
-    if _is_list(instances := held.get("instances")):
+    instances = held.get("instances")
+    if isinstance(instances, list):
         with _naming("instances", unused) as inside:
             _check_fields(instances[0], ("input", "instruction_with_input"), prompt, inside)
     for name in (*_MAIN, *fields.MATERIAL, fields.ANSWER):
