@@ -6,7 +6,7 @@ is counted by its reason if bad rows are skipped. What is guessed or left out is
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,21 @@ from typing import Any
 from selfreward_lite.data.fields import (
     CHATS,
     PROMPTS,
+    ROW_SPEAKERS,
+    is_about,
     is_read,
     name_kind,
     normalise_name,
 )
 from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake, name_text
 from selfreward_lite.data.json_text import JsonFault, parse_json
-from selfreward_lite.data.other_fields import changes_task
+from selfreward_lite.data.other_fields import (
+    changes_task,
+    find_inside,
+    is_sentence,
+    is_text,
+    list_unused_names,
+)
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
 from selfreward_lite.data.tables import name_table, read_table
 from selfreward_lite.data.text_files import open_text
@@ -34,6 +42,11 @@ _ABOUT_DATA = re.compile(
     r"(?:dataset_infos?|dataset_dict|state|trainer_state|croissant|(?:\w+_)?config|tokenizer\w*"
     r"|special_tokens_map|added_tokens|vocab|.+\.index|package|package-lock|tsconfig)\.json"
 )
+
+
+# Beside a list of rows: what is said about it (`schema` is pandas'), and what is set for each row.
+_ABOUT_LIST = ("schema", "description", "citation", "about", "homepage", "copyright")
+_FOR_ALL_ROWS = ("default", "defaults", "common", "shared", "params", "parameters", "settings")
 
 
 class _NoRows(DataError):
@@ -231,11 +244,12 @@ def _read_json(path: Path, rows: DataRows) -> PlacedRows:
 def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
     """The list of rows in an object that has one such list and is no row itself."""
     lists = [name for name, one in held.items() if _is_list_of_objects(one)]
-    if len(lists) != 1 or not {*CHATS, *PROMPTS}.isdisjoint(map(normalise_name, held)):
+    own = [name for name in held if normalise_name(name) in (*CHATS, *PROMPTS)]
+    if len(lists) != 1 or own:
         raise _NoRows(
             f"{path}: holds one object with the fields {list_names([*held])}, not a list of "
-            "objects; write the rows as a list (of pandas: orient='records'); a file with an "
-            "object in each line is called .jsonl"
+            f"objects{_name_obstacle(lists, own)}; write the rows as a list, each with all of its "
+            "task (pandas: orient='records'); a file with an object in each line is called .jsonl"
         )
     others = [name for name in held if name != lists[0]]
     if lost := next((name for name in others if _belongs_to_rows(name, held[name])), None):
@@ -243,15 +257,32 @@ def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
             f"{path}: field {lost!r} beside the list {lists[0]!r} belongs to the task; write it "
             "into each of its rows, or remove it"
         )
-    beside = f"; left out: {list_names(others)}" if others else ""
+    beside = f"; left out: {list_unused_names(others)}" if others else ""
     rows.notes.append(f"{path}: read the list {lists[0]!r} in it{beside}")
     found: list[Any] = held[lists[0]]
     return found
 
 
+def _name_obstacle(lists: list[str], own: list[str]) -> str:
+    """Which fields of an object are in the way of reading one list in it as the rows."""
+    if own:
+        of = "conversation" if normalise_name(own[0]) in CHATS else "prompt"
+        return f" (its {own[0]!r} is one {of}, by its name)"
+    return f" (the lists {list_names(lists)} may all be the rows)" if lists else ""
+
+
 def _belongs_to_rows(name: str, value: Any) -> bool:
-    """Whether a field beside a list of rows is a part of all their tasks; `schema` is pandas'."""
-    return normalise_name(name) != "schema" and changes_task(name, value)
+    """Whether a field beside a list of rows is a part of all their tasks, by name or by value."""
+    plain = normalise_name(name)
+    if plain in _ABOUT_LIST:
+        return False
+    if changes_task(name, value) or find_inside(name, value):
+        return True
+    if name_kind(name) != "unknown":
+        return False
+    if isinstance(value, Mapping):
+        return plain in _FOR_ALL_ROWS or any(_belongs_to_rows(*one) for one in value.items())
+    return is_text(value) or is_sentence(value)
 
 
 def _is_list_of_objects(value: Any) -> bool:
@@ -293,8 +324,10 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
 
 def _may_matter(field: Any) -> bool:
-    """Whether a column with an unknown name may hold texts."""
-    return name_kind(field.name) == "unknown" and _may_hold_text(field.type)
+    """Whether a column with a name that does not tell it may hold a part of a task, or a role."""
+    is_open = name_kind(field.name) == "unknown" or is_about(field.name)
+    is_role = normalise_name(field.name) in ROW_SPEAKERS
+    return (is_open or is_role) and _may_hold_text(field.type)
 
 
 def _may_hold_text(kind: Any) -> bool:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from selfreward_lite.data.fields import normalise_name
-from selfreward_lite.data.other_fields import find_task_fields, list_lost_beside_text, squeeze
+from selfreward_lite.data.fields import SPEAKERS, normalise_name
+from selfreward_lite.data.other_fields import judge_beside, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
     check_text,
@@ -23,8 +23,6 @@ from selfreward_lite.data.turn_marks import name_role, split_turns
 
 _TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 _CALLS = ("tool_calls", "function_call")
-# What names the speaker of a message: the first of these that it has.
-_SPEAKERS = ("role", "from", "sender", "speaker", "author", "type")
 # Fields of objects that hold a user's text and the answer to it: Capybara's, and others.
 _PAIRS = (
     *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
@@ -35,24 +33,38 @@ _TEXT_PARTS = ("text", "input_text")
 _OTHER_MEDIA = ("images", "image", "audio", "video", "files", "attachments")
 
 
+class LostField(BadRow):
+    """Fields inside a conversation or the like belong to the task; `names` are all of them."""
+
+    def __init__(self, what: str, names: Sequence[str]):
+        super().__init__(
+            f"{what} has a field {names[0]!r}, which belongs to the task and is not used; write it "
+            "into the text"
+        )
+        self.names = tuple(names)
+
+
 @dataclass(frozen=True)
 class Turn:
     """What one speaks: `role` is system, user or assistant; the content is not checked yet.
 
-    `lost` are fields of the message that belong to the task and are not used.
+    `lost` are fields of the message that belong to the task and are not used; `unused` are others.
     """
 
     role: str
     content: Any
-    lost: tuple[str, ...] = ()
+    lost: Sequence[str] = ()
+    unused: Sequence[str] = ()
 
 
-def read_first_turn(value: Any, what: str = "the conversation") -> str:
+def read_first_turn(
+    value: Any, what: str = "the conversation", unused: set[str] | None = None
+) -> str:
     """Return what stands before the first answer of a conversation: system turns and the user's.
 
     A list of messages (as JSON, or as a list of each field, too), of texts in turn, or of objects
-    with `input` and `output`; or a text that `split_dialogue` can take apart. Raises BadRow for
-    anything else, with `what` it is.
+    with `input` and `output`; or a text that `split_dialogue` can take apart. Fields of messages
+    that are not used are added to `unused`. Raises BadRow for anything else, with `what` it is.
 
     >>> read_first_turn([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}])
     'Hi'
@@ -60,11 +72,14 @@ def read_first_turn(value: Any, what: str = "the conversation") -> str:
     ('Hi', 'Hi')
     """
     turns = split_dialogue(value) if isinstance(value, str) else None
-    return join_first_turn(turns or _read_turns(value, what))
+    return join_first_turn(turns or _read_turns(value, what), unused)
 
 
-def join_first_turn(turns: Sequence[Turn]) -> str:
-    """Return what stands before the first answer, as one text. Raises BadRow if nobody asks."""
+def join_first_turn(turns: Sequence[Turn], unused: set[str] | None = None) -> str:
+    """Return what stands before the first answer, as one text. Raises BadRow if nobody asks.
+
+    Fields of its messages that are not used are added to `unused`.
+    """
     roles = [turn.role for turn in turns]
     end = roles.index("assistant") if "assistant" in roles else len(roles)
     if end == 0:
@@ -73,11 +88,10 @@ def join_first_turn(turns: Sequence[Turn]) -> str:
         raise BadRow("the conversation has no user's turn before its first answer")
     asked = [one for one in turns[:end] if one.role != "system" or not is_empty(one.content)]
     if lost := [name for turn in asked for name in turn.lost]:
-        raise BadRow(
-            f"a message has a field {lost[0]!r}, which belongs to the task and is not used; write "
-            "it into the message's text"
-        )
-    return join_texts([read_content(turn.content, "the first message") for turn in asked])
+        raise LostField("a message", [*dict.fromkeys(lost)])
+    unused = set() if unused is None else unused
+    unused.update(name for turn in asked for name in turn.unused)
+    return join_texts([read_content(turn.content, "the first message", unused) for turn in asked])
 
 
 def _read_turns(value: Any, what: str = "the conversation") -> list[Turn]:
@@ -102,18 +116,18 @@ def _read_turns(value: Any, what: str = "the conversation") -> list[Turn]:
     if _find_role(found[0]) is not None:
         return [_read_turn(one) for one in found]
     if len(found) == 1 and "content" in found[0]:  # Arena-Hard's
-        return [Turn("user", found[0]["content"], _list_lost(found[0], "content"))]
+        return [Turn("user", found[0]["content"], *_judge_fields(found[0], "content"))]
     pair = next((pair for pair in _PAIRS if {*pair} <= found[0].keys()), None)
     if pair is None:
         raise BadRow("a message has no role; give each one a role, user or assistant")
     asked, said = pair
-    user = Turn("user", found[0][asked], _list_lost(found[0], asked, said, "system"))
+    user = Turn("user", found[0][asked], *_judge_fields(found[0], asked, said, "system"))
     return [Turn("system", found[0].get("system")), user]
 
 
 def _turn_over(lists: Mapping[str, Any]) -> list[dict[str, Any]]:
     held = {name: one for name, one in lists.items() if isinstance(one, list)}
-    if {*map(normalise_name, held)}.isdisjoint((*_SPEAKERS, "input")):
+    if {*map(normalise_name, held)}.isdisjoint((*SPEAKERS, "input")):
         return []
     if len({len(one) for one in held.values()}) != 1:
         return []
@@ -127,19 +141,22 @@ def _read_turn(message: Mapping[str, Any]) -> Turn:
         raise BadRow(f"a message has a field {held!r}, and only text is used")
     role = _name_role(_find_role(message))
     name = next((name for name in _CONTENTS if name in message), _CONTENTS[0])
-    return Turn(role, message.get(name), _list_lost(message, name))
+    return Turn(role, message.get(name), *_judge_fields(message, name))
 
 
-def _list_lost(message: Mapping[str, Any], main: str, *used: str) -> tuple[str, ...]:
-    """The fields of a message that belong to the task, but for those that are used."""
-    known = {main, *used, *_SPEAKERS}
+def _judge_fields(
+    message: Mapping[str, Any], main: str, *used: str
+) -> tuple[Sequence[str], Sequence[str]]:
+    """The fields of a message that belong to the task, and others, but for those that are used."""
+    known = {main, *used, *SPEAKERS}
     beside = {name: value for name, value in message.items() if name not in known}
     others = {name: beside.pop(name) for name in _CONTENTS if isinstance(beside.get(name), str)}
     content = message.get(main)
     parts = content if isinstance(content, list) else [content]
     said = "\n\n".join(one for one in map(_read_text, parts) if isinstance(one, str))
-    lost = list_lost_beside_text(beside | {"text": said}, {"text"}, find_task_fields([beside]))
-    return (*lost, *(name for name, one in others.items() if squeeze(one) not in squeeze(said)))
+    lost, unused = judge_beside(beside, (), said)
+    lost += [name for name, one in others.items() if squeeze(one) not in squeeze(said)]
+    return lost, unused
 
 
 def _read_text(part: Any) -> Any:
@@ -147,7 +164,7 @@ def _read_text(part: Any) -> Any:
 
 
 def _find_role(message: Mapping[str, Any]) -> Any:
-    return next((message[name] for name in _SPEAKERS if not is_empty(message.get(name))), None)
+    return next((message[name] for name in SPEAKERS if not is_empty(message.get(name))), None)
 
 
 def _name_role(role: Any) -> str:
@@ -161,15 +178,24 @@ def _name_role(role: Any) -> str:
     return known
 
 
-def read_content(content: Any, what: str) -> str:
+def read_content(content: Any, what: str, unused: set[str] | None = None) -> str:
     """Return a text that may be given in parts. Raises BadRow, with `what` it is, if it is none.
+
+    Fields of the parts that are not used are added to `unused`.
 
     >>> read_content([{"type": "text", "text": "One."}, "Two."], "the message")
     'One.\\n\\nTwo.'
     """
     if not isinstance(content, list) or not content:
         return check_text(content or None, what)
-    return join_texts([check_text(_read_part(part, what), what) for part in content])
+    text = join_texts([check_text(_read_part(part, what), what) for part in content])
+    for part in (one for one in content if isinstance(one, Mapping)):
+        lost, others = judge_beside(part, ("type", "text"), text)
+        if lost:
+            raise LostField(f"a part of {what}", lost)
+        if unused is not None:
+            unused.update(others)
+    return text
 
 
 def _read_part(part: Any, what: str) -> Any:

@@ -26,6 +26,10 @@ MATERIAL = ("input", "context", "instances")
 ANSWER = "chosen"
 # They say whether a row is a prompt, and one to use.
 STATE = ("parent_id", "role", "deleted")
+# What names the speaker of a message: the first of these that it has.
+SPEAKERS = ("role", "from", "sender", "speaker", "author", "type")
+# The same in tables with a message in each row, where all that is there are names of roles.
+ROW_SPEAKERS = (*SPEAKERS[1:], "name", "actor", "role_name", "sender_type", "sender_role")
 ASKERS = ("prompter", "user", "human")  # roles of a prompt
 # A message in OASST's schema, and what it has beside that nothing is made of.
 MESSAGE = ("message_id", "parent_id", "text", "role", "rank")
@@ -34,6 +38,7 @@ MESSAGE_LABELS = (
     *("user_id", "created_date", "review_count", "model_name", "detoxify", "message_tree_id"),
     *("emojis", "labels", "replies", "events"),
 )
+SCHEMA = frozenset((*MESSAGE, *MESSAGE_STATE, *MESSAGE_LABELS))
 # What a prompt is made of; and all that is read, for ranked data too.
 USED = frozenset((*CHATS, *LISTS, *PROMPTS, *SYSTEM, *MATERIAL, ANSWER, *STATE))
 READ = USED | {*MESSAGE, *MESSAGE_STATE}
@@ -41,7 +46,7 @@ READ = USED | {*MESSAGE, *MESSAGE_STATE}
 # Of fields that no prompt is made of, these names, or names with these words, belong to the task.
 # The first list that has a name decides.
 _TASK = (
-    *("test_list", "file", "files", "attachments"),
+    *("test_list", "file", "files", "attachment", "attachments"),
     *("output_format", "answer_format", "response_format", "output_schema"),
 )
 # In which language an answer should be.
@@ -95,6 +100,8 @@ _LABELS = (
     *("ip", "views", "ability", "kwargs", "config", "configs"),
     *("meta", "metadata", "emojis", "detoxify", "rubric", "rubrics", "checklist"),
 )
+# Objects under names that end so are about a row; a part of its task may be among what they hold.
+_ABOUT = ("meta", "metadata", "info", "config", "configs")
 # They label a row if they stand alone, or behind a label. Else the word before them decides.
 _LOOSE_LABELS = ("info", "header", "headers", "extra_info", "meta_info", "cache_control")
 _LABELS_ANYWHERE = (
@@ -259,6 +266,16 @@ def _is_worked_on(words: Sequence[str]) -> bool:
         if word == "for" and _WORK.fullmatch(words[place + 1]):
             return True
     return False
+
+
+def is_about(name: str) -> bool:
+    """Return whether an object of this name is about its row, so that its own fields must tell.
+
+    >>> [is_about(one) for one in ("meta", "extraInfo", "metadata_id", "scores")]
+    [True, True, False, False]
+    """
+    words = normalise_name(name).split("_")
+    return words[-1] in _ABOUT and name_kind(name) in ("harmless", "unknown")
 
 
 def is_read(name: str) -> bool:

@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from selfreward_lite.data import fields
-from selfreward_lite.data.rows import DataRow, is_empty, parse_list
+from selfreward_lite.data.rows import DataRow, is_empty, list_names, parse_list
 
 _WORDS = 4  # a text has so many, a label fewer
 _SIGNS = 8  # of scripts without spaces between words
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _LONG = 200  # characters; a longer text is no label, even if it is the same in all rows
 _ROWS = 5  # with a label, on average
+_SHOWN = 600  # characters of names in a note
 _ENDS = (*".?!:", *"。？！：")  # of a sentence; a label has none
 _NUMBER = re.compile(r"\s*(?:[-+]?[.,]?\d[\d.,]*(?:[eE][-+]?\d+)?\s*%?|true|false)\s*", re.I)
 
@@ -49,8 +50,45 @@ def list_lost(held: Mapping[str, Any], main: str, prompt: str, found: Collection
     return [
         name
         for name, value in held.items()
-        if _belongs(name, value, held, main, found) and not is_said(value, said)
+        if (_belongs(name, value, held, main, found) and not is_said(value, said))
+        or find_inside(name, value, said)
     ]
+
+
+def find_inside(name: str, value: Any, said: str = "") -> str | None:
+    """Return what belongs to the task in an object that is about its row, None if nothing does.
+
+    `said` is the prompt, squeezed: what it holds already is no such part.
+
+    >>> find_inside("meta", {"id": 7, "title": "Of ice", "context": "Ice is cold."})
+    'context'
+    """
+    if not fields.is_about(name):
+        return None
+    return _find_part(parse_list(value) if isinstance(value, str) else value, said)
+
+
+def _find_part(value: Any, said: str) -> str | None:
+    if isinstance(value, list):
+        return next(filter(None, (_find_part(one, said) for one in value)), None)
+    for name, one in value.items() if isinstance(value, Mapping) else ():
+        is_number = fields.name_kind(name) == "number" and not is_empty(one)
+        if (is_number or changes_task(name, one)) and not is_said(one, said):
+            return str(name)
+        is_open = fields.name_kind(name) == "unknown" or fields.is_about(name)
+        if is_open and (found := _find_part(one, said)):
+            return found
+    return None
+
+
+def name_part(name: str, value: Any) -> str:
+    """Return a field that belongs to the task as a sentence names it, with what it is in it.
+
+    >>> name_part("hint", "Rhyme."), name_part("meta", {"context": "Ice is cold."})
+    ("field 'hint'", "field 'meta' holds 'context', which")
+    """
+    inside = find_inside(name, value)
+    return f"field {name!r}" + (f" holds {inside!r}, which" if inside else "")
 
 
 def list_lost_beside_text(
@@ -70,6 +108,43 @@ def list_lost_beside_text(
     return [name for name in lost if not is_said(held[name], said)]
 
 
+def judge_beside(
+    held: Mapping[str, Any], used: Collection[str], said: str
+) -> tuple[list[str], list[str]]:
+    """Return the fields beside a text inside a row that belong to its task, and the other ones.
+
+    What holds nothing is in neither list. `used` are fields with a meaning of their own; `said` is
+    the text.
+
+    >>> judge_beside({"text": "Sum up.", "context": "Ice is cold.", "id": 7}, {"text"}, "Sum up.")
+    (['context'], ['id'])
+    """
+    named = {fields.normalise_name(name): one for name, one in held.items() if not is_empty(one)}
+    beside = {name: one for name, one in named.items() if name not in used}
+    whole = {name: one for name, one in beside.items() if name != "text"} | {"text": said}
+    lost = list_lost_beside_text(whole, {"text"}, find_task_fields([beside]))
+    return [*dict.fromkeys(lost)], [name for name in beside if name not in lost]
+
+
+def list_unused_names(names: Collection[str]) -> str:
+    """Return names of fields as a note shows them: those that are no known labels come first.
+
+    Names beyond some 600 characters are counted.
+
+    >>> list_unused_names(["id", "style", "score", "messages.topic"])
+    'style, messages.topic, id, score'
+    """
+    known = sorted(names, key=lambda name: _is_label(name.split(".")[-1]))
+    shown, room = 0, _SHOWN
+    while shown < len(known) and (room := room - min(len(known[shown]), 60) - 2) > 0:
+        shown += 1
+    return list_names(known, shown)
+
+
+def _is_label(name: str) -> bool:
+    return fields.name_kind(name) == "harmless" or fields.normalise_name(name) in fields.SCHEMA
+
+
 def is_text(value: Any) -> bool:
     """Return whether a value is a text rather than a label: several words, or several lines.
 
@@ -80,6 +155,17 @@ def is_text(value: Any) -> bool:
         return False
     signs = len(_UNSPACED.findall(value))
     return len(value.split()) >= _WORDS or signs >= _SIGNS or "\n" in value.strip()
+
+
+def is_sentence(value: Any) -> bool:
+    """Return whether a value is a text of two words or more that ends as a sentence does.
+
+    >>> is_sentence("Answer in French:"), is_sentence("in French"), is_sentence("Dr.")
+    (True, False, False)
+    """
+    if not isinstance(value, str) or not value.rstrip().endswith(_ENDS):
+        return False
+    return len(value.split()) > 1 or is_text(value)
 
 
 def is_number(value: Any) -> bool:
@@ -133,7 +219,7 @@ def _are_of_a_task(name: str, values: Collection[Any]) -> bool:
     labels = len({*texts}) <= 1 + len(texts) // _ROWS and len(texts) > 1
     if not labels or any(len(one) > _LONG for one in texts):
         return True
-    sentences = [one for one in texts if one.rstrip().endswith(_ENDS)]
+    sentences = [one for one in texts if is_sentence(one)]
     return 2 * len(sentences) > len(values)
 
 

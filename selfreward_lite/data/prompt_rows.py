@@ -4,19 +4,21 @@ Nothing that belongs to a task is dropped in silence: what `fields` lists is use
 used, or makes the row refused by its name; any other field is named in a note.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selfreward_lite.data import fields, other_fields
 from selfreward_lite.data.dialogues import (
+    LostField,
     join_first_turn,
     read_content,
     read_first_turn,
     refuse_place_of_media,
     split_dialogue,
 )
-from selfreward_lite.data.other_fields import holds_words, is_said, is_text, squeeze
+from selfreward_lite.data.other_fields import holds_words, is_said, is_text, name_part, squeeze
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -28,6 +30,7 @@ from selfreward_lite.data.rows import (
     parse_list,
     read_truth,
 )
+from selfreward_lite.data.turn_marks import name_role
 from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
@@ -52,9 +55,10 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     for path, placed in rows.by_file():
         kept = [(place, _drop(row, left_out)) for place, row in placed]
         unread = rows.unread.get(path, [])
-        found += _extract_from_file(kept, rows, unread)
-        names = _list_unused([row for _, row in placed], left_out)
-        unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
+        inside: set[str] = set()
+        found += _extract_from_file(kept, rows, unread, inside)
+        names = (*unread, *_list_unused([row for _, row in placed], left_out), *sorted(inside))
+        unused[path] = tuple(name for name in names if not name.startswith("__"))
     _note_wrong_names(rows, left_out)
     if not found:
         raise DataError(f"{rows.path}: no prompt in it{rows.describe_skipped()}; give another file")
@@ -64,26 +68,60 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
         if 1 < len(files) < len(unused):
             what += f" in {list_names([str(path.relative_to(rows.path)) for path in files])}"
         place = files[0] if len(files) == 1 else rows.path
-        rows.notes.append(f"{place}: {what}: {list_names([*shown])}")
+        rows.notes.append(f"{place}: {what}: {other_fields.list_unused_names(shown)}")
     return found
 
 
 def _note_wrong_names(rows: DataRows, left_out: set[str]) -> None:
     """Add a note on names of fields to leave out that no row has."""
-    there = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
-    if wrong := sorted(left_out.difference(map(fields.normalise_name, there))):
+    names = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
+    there = {*map(fields.normalise_name, names)}
+    for path in left_out - there:
+        if any(_has_inside(row, path) for _, row in rows.rows):
+            there.add(path)
+    if wrong := sorted(left_out - there):
         rows.notes.append(f"{rows.path}: no row has the fields {list_names(wrong)} to ignore")
 
 
 def _drop(row: DataRow, left_out: Collection[str]) -> DataRow:
+    """A row without some fields, and without those inside others (`messages.topic`)."""
     if not left_out:
         return row
-    return {name: one for name, one in row.items() if fields.normalise_name(name) not in left_out}
+    kept = {name: one for name, one in row.items() if fields.normalise_name(name) not in left_out}
+    for name, value in kept.items():
+        begin = f"{fields.normalise_name(name)}."
+        if inside := {one.removeprefix(begin) for one in left_out if one.startswith(begin)}:
+            kept[name] = _drop_inside(value, inside)
+    return kept
+
+
+def _drop_inside(value: Any, left_out: Collection[str]) -> Any:
+    held = parse_list(value) if isinstance(value, str) else None
+    value = value if held is None else held
+    if isinstance(value, list):
+        return [_drop_inside(one, left_out) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: _drop_inside(one, left_out)
+        for name, one in value.items()
+        if fields.normalise_name(name) not in left_out
+    }
+
+
+def _has_inside(row: DataRow, path: str) -> bool:
+    """Whether a row has a field inside another, as `messages.topic`."""
+    name, _, inside = path.partition(".")
+    held = [one for key, one in row.items() if fields.normalise_name(key) == name]
+    return bool(inside) and any(
+        _drop_inside(one, {inside}) != _drop_inside(one, ()) for one in held
+    )
 
 
 def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str]:
     """The fields that hold something and are not used, by the names that they have."""
     names: dict[str, None] = {}
+    dotted = sorted(path for path in left_out if "." in path)
     for row in rows:
         for name, value in row.items():
             if name in names or is_empty(value):
@@ -92,30 +130,68 @@ def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str
             is_label = plain in fields.LISTS and not _is_list(value)
             if plain in left_out or plain not in fields.USED or is_label:
                 names[name] = None
+        names.update(dict.fromkeys(path for path in dotted if _has_inside(row, path)))
     return [*names]
 
 
 def _extract_from_file(
-    placed: Sequence[tuple[str, DataRow]], rows: DataRows, unread: Sequence[str]
+    placed: Sequence[tuple[str, DataRow]], rows: DataRows, unread: Sequence[str], inside: set[str]
 ) -> list[str]:
+    """The prompts of a file; names of fields inside others that are not used go to `inside`."""
     task_fields = other_fields.find_task_fields(row for _, row in placed)
+    speaker = _find_speaker([row for _, row in placed])
     found = []
     for place, row in placed:
         try:
             if _is_deleted(row):
                 rows.skipped["deleted"] += 1
             else:
-                found.append(extract_prompt(row, task_fields))
+                if speaker:
+                    _refuse_answer(row, speaker)
+                found.append(extract_prompt(row, task_fields, inside))
         except BadRow as bad:
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
     return found
 
 
-def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> str:
+def _find_speaker(rows: Sequence[DataRow]) -> str | None:
+    """The field that says who speaks, in a file with a message in each row as its `text`."""
+    named = [{fields.normalise_name(name): one for name, one in row.items()} for row in rows[:1]]
+    if not named or "text" not in named[0] or not ({*_ASKING} - {"text"}).isdisjoint(named[0]):
+        return None
+    for name in (one for one in fields.ROW_SPEAKERS if one in named[0]):
+        held = {_read_field(row, name) for row in rows}
+        roles = {name_role(one) if isinstance(one, str) else None for one in held}
+        if {"user", "assistant"} <= roles <= {"user", "assistant", "system"}:
+            return name
+    return None
+
+
+def _read_field(row: DataRow, name: str) -> Any:
+    """What a row has under a compared name; an object or a list counts as nothing."""
+    value = next((one for key, one in row.items() if fields.normalise_name(key) == name), None)
+    return value if isinstance(value, str) else None
+
+
+def _refuse_answer(row: DataRow, speaker: str) -> None:
+    """Raise BadRow for a message that is not a user's."""
+    said = _read_field(row, speaker)
+    if said is not None and name_role(said) != "user":
+        raise BadRow(
+            f"a message of {said!r}, by its field {speaker!r}, and not a user's; write each "
+            "conversation in one row, as a list 'messages', or, if all texts are prompts, leave "
+            f"the field out with the setting prompts.ignore={speaker}"
+        )
+
+
+def extract_prompt(
+    row: DataRow, task_fields: Collection[str] | None = None, unused: set[str] | None = None
+) -> str:
     """Return the prompt of a row. Raises BadRow with the reason if it has none.
 
-    `task_fields` are those of its file that `other_fields.find_task_fields` found.
+    `task_fields` are those of its file that `other_fields.find_task_fields` found. Fields inside
+    those of the row that are not used are added to `unused`, as `messages.topic`.
 
     >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
     'Sort these.\\n\\nb a'
@@ -127,14 +203,20 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
     held = name_fields(row)
     _refuse_reply(held)
     main = _find_main(held, row)
-    asked, used = _read_main(main, held[main]), {main}
+    unused = set() if unused is None else unused
+    with _naming(main, unused) as inside:
+        asked, used = _read_main(main, held[main], inside), {main}
     parts = [asked]
     if main in fields.PROMPTS:
         material = [name for name in fields.MATERIAL if name in held and name != main]
         parts = _add_material(asked, [_read_material(name, held[name]) for name in material])
         used.update(material)
-    prompt = join_texts([*_read_system(held, parts[0]), *parts])
+    prompt = join_texts([*_read_system(held, parts[0], unused), *parts])
     refuse_place_of_media(prompt)
+    instances = held.get("instances")
+    if isinstance(instances, list):
+        with _naming("instances", unused) as inside:
+            _check_fields(instances[0], ("input", "instruction_with_input"), prompt, inside)
     for name in (*_MAIN, *fields.MATERIAL, fields.ANSWER):
         if name in held and name not in used and not _repeats(name, held, asked, prompt):
             raise BadRow(
@@ -146,20 +228,47 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
     if lost := other_fields.list_lost(held, main, prompt, task_fields):
         names = ",".join(lost)
         raise BadRow(
-            f"field {lost[0]!r} belongs to the task and is not used; write it into the prompt, or, "
-            f"if the prompt is whole without it, leave it out with the setting prompts.ignore="
-            f"{names}"
+            f"{name_part(lost[0], held[lost[0]])} belongs to the task and is not used; "
+            "write it into the prompt, or, if the prompt is whole without it, leave it out with "
+            f"the setting prompts.ignore={names}"
         )
     return prompt
 
 
-def _read_system(held: Mapping[str, Any], begin: str) -> list[str]:
+@contextmanager
+def _naming(name: str, unused: set[str]) -> Iterator[set[str]]:
+    """Take what is found inside a field by its whole name, and say how to leave it out."""
+    inside: set[str] = set()
+    try:
+        yield inside
+    except LostField as lost:
+        names = ",".join(f"{name}.{one}" for one in lost.names)
+        raise BadRow(
+            f"field {name!r}: {lost}, or, if the prompt is whole without it, leave it out with "
+            f"the setting prompts.ignore={names}"
+        ) from None
+    unused.update(f"{name}.{one}" for one in inside)
+
+
+def _check_fields(value: Any, used: Collection[str], said: str, unused: set[str]) -> None:
+    """Refuse an object inside a row with parts of the task that a text does not say."""
+    if not isinstance(value, Mapping):
+        return
+    kept = {name: one for name, one in value.items() if not is_filler(one)}
+    lost, others = other_fields.judge_beside(kept, used, said)
+    if lost:
+        raise LostField("the object in it", lost)
+    unused.update(others)
+
+
+def _read_system(held: Mapping[str, Any], begin: str, unused: set[str]) -> list[str]:
     """What stands before the prompt, without what another field or the prompt begins with."""
     texts: list[str] = []
     for name in fields.SYSTEM:
         if name not in held:
             continue
-        text = read_content(held[name], f"field {name!r}")
+        with _naming(name, unused) as inside:
+            text = read_content(held[name], f"field {name!r}", inside)
         known = [squeeze(one) for one in (*texts, begin)]
         if not any(_begins(one, squeeze(text)) for one in known):
             texts.append(text)
@@ -249,7 +358,7 @@ def _is_deleted(row: DataRow) -> bool:
 
 def is_filler(value: Any) -> bool:
     """Return whether a value is a word that people and programs write where there is nothing."""
-    return isinstance(value, str) and value.strip().casefold() in _FILLERS
+    return isinstance(value, str) and value.strip().rstrip(".").casefold() in _FILLERS
 
 
 def _find_main(held: Mapping[str, Any], row: DataRow) -> str:
@@ -280,14 +389,16 @@ def _describe_no_list(name: str, value: Any) -> str:
     return f"field {name!r} is not a list of messages or texts, and no other field holds a prompt"
 
 
-def _read_main(name: str, value: Any) -> str:
+def _read_main(name: str, value: Any, unused: set[str] | None = None) -> str:
     """The prompt in the field that holds it: a text, a conversation, or a message."""
+    unused = set() if unused is None else unused
     if isinstance(value, Mapping) and "replies" in value:  # a tree of OASST's
-        value = value.get("text")
+        tree, value = value, value.get("text")
+        _check_fields(tree, fields.SCHEMA, value if isinstance(value, str) else "", unused)
     elif isinstance(value, Mapping) and isinstance(value.get("role"), str):  # one message
         value = [value]
     if isinstance(value, list) or name in (*fields.CHATS, *fields.LISTS, fields.ANSWER):
-        return read_first_turn(value, f"field {name!r}")
+        return read_first_turn(value, f"field {name!r}", unused)
     if other_fields.is_number(value):
         raise BadRow(f"field {name!r} is only a number or a truth value")
     text = check_text(value, f"field {name!r}")
@@ -296,7 +407,7 @@ def _read_main(name: str, value: Any) -> str:
     if text.strip().casefold() in _NO_TEXT:
         raise BadRow(f"field {name!r} holds only {text.strip()!r}, which stands for nothing")
     turns = split_dialogue(text)
-    return join_first_turn(turns) if turns else text
+    return join_first_turn(turns, unused) if turns else text
 
 
 def _read_material(name: str, value: Any) -> str:
@@ -358,6 +469,8 @@ def _begins_alike(answer: Any, prompt: str) -> bool:
         return True  # an answer that is a dialogue, since the prompt asks for one
     try:
         begin = read_first_turn(answer)
+    except LostField:
+        return False
     except BadRow:
         return True
     return squeeze(begin) in squeeze(prompt)

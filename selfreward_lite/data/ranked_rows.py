@@ -6,11 +6,17 @@ write truth and numbers in several ways.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from selfreward_lite.data.fields import MESSAGE, MESSAGE_LABELS, MESSAGE_STATE, normalise_name
-from selfreward_lite.data.other_fields import find_task_fields, list_lost_beside_text
+from selfreward_lite.data.fields import MESSAGE, SCHEMA, normalise_name
+from selfreward_lite.data.other_fields import (
+    find_task_fields,
+    list_lost_beside_text,
+    list_unused_names,
+    name_part,
+)
 from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
@@ -18,13 +24,11 @@ from selfreward_lite.data.rows import (
     DataRows,
     find_text_fault,
     is_empty,
-    list_names,
     read_truth,
 )
 from selfreward_lite.system.errors import DataError
 
 _NEEDED = ("message_id", "text", "role")  # a prompt has no parent, an unranked answer no rank
-_SCHEMA = frozenset((*MESSAGE, *MESSAGE_STATE, *MESSAGE_LABELS))
 _SCORES = ("score", "rating", "overall_score", "reward", "label", "preference")
 _HIGHEST_RANK = 1_000_000  # more answers to one prompt nobody ranks
 
@@ -47,9 +51,9 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
         found += used
         names = {name for one in used for name, value in one.items() if not is_empty(value)}
         unread = map(normalise_name, rows.unread.get(path, []) if used else [])
-        others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - _SCHEMA)
+        others = sorted({one for one in (*names, *unread) if not one.startswith("__")} - SCHEMA)
         if others:
-            rows.notes.append(f"{path}: fields that are not used: {list_names(others)}")
+            rows.notes.append(f"{path}: fields that are not used: {list_unused_names(others)}")
     if found and all(one.get("rank") is None for one in found):
         names = {name for one in found for name in one}
         scored = next((name for name in _SCORES if name in names), None)
@@ -58,7 +62,22 @@ def read_messages(rows: DataRows) -> list[dict[str, Any]]:
             f"{rows.path}: no message has a rank{instead}; give each answer a field 'rank', 0 for "
             "the best one to its prompt"
         )
+    if _are_scores(found):
+        raise DataError(
+            f"{rows.path}: most prompts have no answer of rank 0 or 1, so the ranks seem to be "
+            "scores; rank 0 is the best answer to its prompt, 1 the next one"
+        )
     return found
+
+
+def _are_scores(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ranks begin too high for ranks, so that the worst answer may have the lowest."""
+    ranks = defaultdict[str | None, list[float]](list)
+    for one in messages:
+        if one.get("rank") is not None and one["role"] == "assistant":
+            ranks[read_id(one.get("parent_id"))].append(one["rank"])
+    compared = [min(held) > 1 for held in ranks.values() if len(held) > 1]
+    return 2 * sum(compared) > len(compared)
 
 
 def is_english(language: Any) -> bool:
@@ -134,12 +153,12 @@ def _find_fault(row: Mapping[str, Any], task_fields: Collection[str]) -> str | N
     if fault and row["text"] is not None:  # OASST has empty texts; they are dropped later
         return f"text {fault}"
     kept = {name: value for name, value in row.items() if not is_filler(value)}
-    lost = list_lost_beside_text({**kept, "text": row["text"]}, _SCHEMA, task_fields)
+    lost = list_lost_beside_text({**kept, "text": row["text"]}, SCHEMA, task_fields)
     if not lost:
         return None
     return (
-        f"field {lost[0]!r} belongs to the task and is not used; write it into the text, or remove "
-        "it if the text is whole without it"
+        f"{name_part(lost[0], row[lost[0]])} belongs to the task and is not used; write it into "
+        "the text, or remove it if the text is whole without it"
     )
 
 

@@ -71,15 +71,15 @@ def describe_counts(counts: Mapping[str, int]) -> str:
     return "; ".join(f"{count:,} × {reason}" for reason, count in counts.items())
 
 
-def list_names(names: list[str]) -> str:
+def list_names(names: list[str], shown_names: int = _SHOWN) -> str:
     """Return names as a sentence shows them: the first ones, and how many more there are.
 
     >>> list_names(["a", "b"]), list_names([str(n) for n in range(20)])
     ('a, b', '0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
     """
-    short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:_SHOWN]]
+    short = [name if len(name) <= 60 else f"{name[:60]}…" for name in names[:shown_names]]
     shown = ", ".join(name if name.isprintable() else repr(name) for name in short)
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+    return shown if len(names) <= shown_names else f"{shown} and {len(names) - shown_names} more"
 
 
 def is_empty(value: Any) -> bool:
@@ -150,10 +150,20 @@ def join_texts(texts: Sequence[str]) -> str:
     return texts[0] if len(texts) == 1 else "\n\n".join(text.strip() for text in texts)
 
 
+def _describe_value(value: Any) -> str:
+    """What stands in the place of a text, and what to do."""
+    if isinstance(value, Mapping):
+        names = list_names([*map(str, value)])
+        return f", but an object with the fields {names}; write what the task needs of it as text"
+    return (
+        ", but a list; write what the task needs of it as text" if isinstance(value, list) else ""
+    )
+
+
 def check_text(value: Any, what: str) -> str:
     """Return a text that holds something. Raises BadRow, with `what` it is, for anything else."""
     if reason := find_text_fault(value):
-        raise BadRow(f"{what} {reason}")
+        raise BadRow(f"{what} {reason}{_describe_value(value)}")
     if not value.strip():
         raise BadRow(f"{what} is empty")
     return str(value)

@@ -303,7 +303,7 @@ def test_fields_of_messages_that_are_not_used_are_named(tmp_path, load):
     beside = {"Remark": "Use three words.", "gold_answer": "So it is here.", "score": 7}
     rows = [row | beside | {"labels": ["a"], "user_id": "u"} for row in TREES]
     path = write_lines(tmp_path / "a.jsonl", rows)
-    wanted = [f"{path}: fields that are not used: gold_answer, remark, score"]
+    wanted = [f"{path}: fields that are not used: remark, gold_answer, score"]
     assert load(path).notes == wanted
     assert load(write_lines(path, TREES)).notes == []
     path = tmp_path / "a.parquet"
