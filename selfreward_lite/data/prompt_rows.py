@@ -4,6 +4,7 @@ Nothing that belongs to a task is dropped in silence: what `fields` lists is use
 used, or makes the row refused by its name; any other field is named in a note.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ from selfreward_lite.data.rows import (
     parse_list,
     read_truth,
 )
+from selfreward_lite.data.whole_rows import is_whole_row
 from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
 _NO_ID = ("", "nan", "none", "null")  # how tables and pandas write that there is none
-_TEMPLATE = 12  # words that a template of a whole row may add, beside Alpaca's
 # What people write where a task has no material.
 _FILLERS = ("<noinput>", "noinput", "no input", "n/a", "none", "nan", "null")
 _NO_TEXT = (*_FILLERS, "<na>", "undefined")  # the same, where the prompt itself should be
@@ -160,8 +161,7 @@ def _read_system(held: Mapping[str, Any], begin: str) -> list[str]:
         if name not in held:
             continue
         text = read_content(held[name], f"field {name!r}")
-        known = [squeeze(one) for one in (*texts, begin)]
-        if not any(_begins(one, squeeze(text)) for one in known):
+        if not any(_begins(one, text) for one in (*texts, begin)):
             texts.append(text)
     return texts
 
@@ -170,23 +170,34 @@ def _add_material(asked: str, material: Sequence[str]) -> list[str]:
     """The request and what belongs to it, without what another of them says already."""
     parts, said = [asked], squeeze(asked)
     for text in filter(None, material):
-        if parts[0] is asked and _begins_or_ends(squeeze(text), said):
+        if parts[0] is asked and (_begins(text, asked) or _ends(text, asked)):
             parts = [text, *parts[1:]]
         elif not is_said(text, said):
             parts.append(text)
     return parts
 
 
-def _begins_or_ends(whole: str, part: str) -> bool:
-    """Whether a text begins with the words of another, or ends with them if they are several."""
-    before = whole[: -len(part)]
-    if _begins(whole, part):
-        return True
-    return is_text(part) and whole.endswith(part) and not before[-1:].isalnum()
-
-
 def _begins(whole: str, part: str) -> bool:
-    return whole.startswith(part) and not whole[len(part) :][:1].isalnum()
+    """Whether a text begins with another: as a paragraph, or with several words as a sentence.
+
+    A word or two may stand there by accident: "Translate" before "Translate is a verb."
+    """
+    after = r"[^\S\n]*\n\s*\n|\s*\Z"
+    if is_text(part):
+        after += r"|(?<=[.?!:])\s|(?<=[。？！：])|[^\S\n]*\n"
+    return re.match(rf"\s*{_match_words(part)}(?:{after})", whole, re.I) is not None
+
+
+def _ends(whole: str, part: str) -> bool:
+    """Whether a text ends with another, of several words and as a sentence or line of its own."""
+    before = r"(?:[.?!:]\s+|[。？！：]\s*|\n\s*)"
+    return is_text(part) and (
+        re.search(rf"{before}{_match_words(part)}\s*\Z", whole, re.I) is not None
+    )
+
+
+def _match_words(text: str) -> str:
+    return r"\s+".join(map(re.escape, text.split()))
 
 
 def name_fields(row: DataRow) -> dict[str, Any]:
@@ -316,7 +327,7 @@ def _repeats(name: str, held: Mapping[str, Any], asked: str, prompt: str) -> boo
     value = held[name]
     try:
         if name == "text":
-            return _is_whole_row(squeeze(check_text(value, name)), held, asked)
+            return is_whole_row(check_text(value, name), asked, held)
         if name == fields.ANSWER:
             return _begins_alike(value, prompt)
         if name in fields.LISTS and not _is_list(value):
@@ -326,27 +337,6 @@ def _repeats(name: str, held: Mapping[str, Any], asked: str, prompt: str) -> boo
     except BadRow:
         return False
     return squeeze(said) in squeeze(prompt)
-
-
-def _is_whole_row(text: str, held: Mapping[str, Any], asked: str) -> bool:
-    """Whether a text is made of the other fields of its row, and of a template's few words."""
-    if text.startswith("below is "):
-        return True
-    if squeeze(asked) not in text:
-        return False
-    others = _list_texts([one for name, one in held.items() if name != "text"])
-    for other in sorted((*map(squeeze, others), squeeze(asked)), key=len, reverse=True):
-        text = text.replace(other, " ")
-    return len(text.split()) <= _TEMPLATE
-
-
-def _list_texts(value: Any) -> list[str]:
-    """The texts in a value, not its labels."""
-    if isinstance(value, Mapping):
-        value = [*value.values()]
-    if isinstance(value, list):
-        return [text for one in value for text in _list_texts(one)]
-    return [value] if is_text(value) else []
 
 
 def _begins_alike(answer: Any, prompt: str) -> bool:
