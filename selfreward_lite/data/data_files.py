@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from selfreward_lite.data.choices import may_be_choice
 from selfreward_lite.data.fields import (
     CHATS,
     PROMPTS,
@@ -272,7 +273,7 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
             raise DataError(
                 f"{path}: the column {twice!r} is there twice; rename or remove one of them"
             )
-        columns = [one.name for one in schema if is_read(one.name) or _may_matter(one)]
+        columns = [one.name for one in schema if _may_matter(one)]
         table = pyarrow.parquet.read_table(path, columns=columns or schema.names[:1])
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
@@ -293,7 +294,9 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
 
 def _may_matter(field: Any) -> bool:
-    """Whether a column with an unknown name may hold texts."""
+    """Whether a column is read, may hold choices, or has an unknown name and may hold texts."""
+    if is_read(field.name) or may_be_choice(field.name):
+        return True
     return name_kind(field.name) == "unknown" and _may_hold_text(field.type)
 
 
