@@ -264,3 +264,13 @@ def _is_worked_on(words: Sequence[str]) -> bool:
 def is_read(name: str) -> bool:
     """Return whether a field of this name is used, or makes its row refused."""
     return name_kind(name) in ("used", "task", "number")
+
+
+def is_answer(name: str) -> bool:
+    """Return whether a field of this name holds an answer, or what labels one.
+
+    >>> [is_answer(one) for one in ("response", "reference_answer", "student_answer", "topic")]
+    [True, True, False, False]
+    """
+    words = re.findall(r"[^\W\d_]+", normalise_name(name))
+    return name_kind(name) == "harmless" and not {*_ANSWERS}.isdisjoint(words)

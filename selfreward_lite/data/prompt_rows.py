@@ -18,6 +18,7 @@ from selfreward_lite.data.dialogues import (
     split_dialogue,
 )
 from selfreward_lite.data.other_fields import holds_words, is_said, is_text, squeeze
+from selfreward_lite.data.placeholders import find_placeholder
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -52,7 +53,11 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     unused: dict[Path, tuple[str, ...]] = {}
     for path, placed in rows.by_file():
         kept = [(place, _drop(row, left_out)) for place, row in placed]
-        unread = rows.unread.get(path, [])
+        unread = [
+            name
+            for name in rows.unread.get(path, [])
+            if fields.normalise_name(name) not in left_out
+        ]
         found += _extract_from_file(kept, rows, unread)
         names = _list_unused([row for _, row in placed], left_out)
         unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
@@ -106,17 +111,20 @@ def _extract_from_file(
             if _is_deleted(row):
                 rows.skipped["deleted"] += 1
             else:
-                found.append(extract_prompt(row, task_fields))
+                found.append(extract_prompt(row, task_fields, unread))
         except BadRow as bad:
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
     return found
 
 
-def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> str:
+def extract_prompt(
+    row: DataRow, task_fields: Collection[str] | None = None, unread: Sequence[str] = ()
+) -> str:
     """Return the prompt of a row. Raises BadRow with the reason if it has none.
 
-    `task_fields` are those of its file that `other_fields.find_task_fields` found.
+    `task_fields` are those of its file that `other_fields.find_task_fields` found, `unread` its
+    columns that were not read.
 
     >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
     'Sort these.\\n\\nb a'
@@ -136,6 +144,12 @@ def extract_prompt(row: DataRow, task_fields: Collection[str] | None = None) -> 
         used.update(material)
     prompt = join_texts([*_read_system(held, parts[0]), *parts])
     refuse_place_of_media(prompt)
+    if found := find_placeholder(prompt, (*held, *map(fields.normalise_name, unread))):
+        raise BadRow(
+            f"the prompt has a place for field {found[1]!r} ({found[0]}) that is not filled in; "
+            "write it there, or, if the prompt is meant so, leave that field out with the setting "
+            f"prompts.ignore={found[1]}"
+        )
     for name in (*_MAIN, *fields.MATERIAL, fields.ANSWER):
         if name in held and name not in used and not _repeats(name, held, asked, prompt):
             raise BadRow(
