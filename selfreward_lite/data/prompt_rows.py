@@ -19,6 +19,7 @@ from selfreward_lite.data.dialogues import (
 )
 from selfreward_lite.data.other_fields import holds_words, is_said, is_text, squeeze
 from selfreward_lite.data.placeholders import find_placeholder
+from selfreward_lite.data.repeats import Repeats
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -58,7 +59,7 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
             for name in rows.unread.get(path, [])
             if fields.normalise_name(name) not in left_out
         ]
-        found += _extract_from_file(kept, rows, unread)
+        found += _extract_from_file(path, kept, rows, unread)
         names = _list_unused([row for _, row in placed], left_out)
         unused[path] = tuple(name for name in (*unread, *names) if not name.startswith("__"))
     _note_wrong_names(rows, left_out)
@@ -102,20 +103,38 @@ def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str
 
 
 def _extract_from_file(
-    placed: Sequence[tuple[str, DataRow]], rows: DataRows, unread: Sequence[str]
+    path: Path, placed: Sequence[tuple[str, DataRow]], rows: DataRows, unread: Sequence[str]
 ) -> list[str]:
     task_fields = other_fields.find_task_fields(row for _, row in placed)
-    found = []
+    found, used = list[str](), list[DataRow]()
     for place, row in placed:
         try:
             if _is_deleted(row):
                 rows.skipped["deleted"] += 1
             else:
                 found.append(extract_prompt(row, task_fields, unread))
+                used.append(row)
         except BadRow as bad:
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
+    _judge_repeats(path, Repeats(found, [*map(name_fields, used)]), rows, unread)
     return found
+
+
+def _judge_repeats(path: Path, repeats: Repeats, rows: DataRows, unread: Sequence[str]) -> None:
+    """Refuse a file whose rows differ only in a field of the task; name answers in a note."""
+    repeats.add_unread(unread)
+    if lost := repeats.lost:
+        raise DataError(
+            f"{path}: {repeats.count:,} rows have the prompt of another row and differ in field "
+            f"{lost[0]!r}, which is not used; write it into the prompt, or, if the prompts are "
+            f"whole without it, leave it out with the setting prompts.ignore={','.join(lost)}"
+        )
+    if repeats.answers:
+        rows.notes.append(
+            f"{path}: {repeats.count:,} rows have the prompt of another row and differ in "
+            f"{list_names(repeats.answers)}, taken for answers; each prompt is used once"
+        )
 
 
 def extract_prompt(
