@@ -5,6 +5,7 @@ used, or makes the row refused by its name; any other field is named in a note.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,28 @@ from selfreward_lite.system.errors import DataError
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
 _NO_ID = ("", "nan", "none", "null")  # how tables and pandas write that there is none
 # What people write where a task has no material.
-_FILLERS = ("<noinput>", "noinput", "no input", "n/a", "none", "nan", "null")
+_WORDS_FOR_NOTHING = ("n/a", "none", "nan", "null")
+_FILLERS = ("<noinput>", "noinput", "no input", *_WORDS_FOR_NOTHING)
 _NO_TEXT = (*_FILLERS, "<na>", "undefined")  # the same, where the prompt itself should be
 _ASKING = (*fields.CHATS, *(name for name in fields.PROMPTS if name not in fields.MATERIAL))
 _CELL_FAULTS = ("#REF!", "#NAME?", "#VALUE!", "#N/A", "#DIV/0!", "#NULL!", "#NUM!", "#ERROR!")
+
+
+class _LostFields(BadRow):
+    """Fields of a row, or of a whole file, belong to the task and are not used."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Say the first, and how to leave out all."""
+        self.names = names
+        super().__init__(
+            f"field {names[0]!r} belongs to the task and is not used; write it into the prompt, "
+            "or, if the prompt is whole without it, leave it out with the setting prompts.ignore="
+            f"{_list_settings(names)}"
+        )
+
+
+def _list_settings(names: Sequence[str]) -> str:
+    return ",".join(dict.fromkeys(map(fields.name_setting, names)))
 
 
 def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
@@ -49,15 +68,13 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     Fields named in `ignore` are left out. Notes in `rows` name the fields of each file that are not
     used. Raises DataError if there is no prompt.
     """
-    left_out = {fields.normalise_name(name) for name in ignore}
+    left_out = {fields.name_setting(name) for name in ignore}
     found: list[str] = []
     unused: dict[Path, tuple[str, ...]] = {}
     for path, placed in rows.by_file():
         kept = [(place, _drop(row, left_out)) for place, row in placed]
         unread = [
-            name
-            for name in rows.unread.get(path, [])
-            if fields.normalise_name(name) not in left_out
+            name for name in rows.unread.get(path, []) if fields.name_setting(name) not in left_out
         ]
         found += _extract_from_file(path, kept, rows, unread)
         names = _list_unused([row for _, row in placed], left_out)
@@ -78,14 +95,14 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
 def _note_wrong_names(rows: DataRows, left_out: set[str]) -> None:
     """Add a note on names of fields to leave out that no row has."""
     there = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
-    if wrong := sorted(left_out.difference(map(fields.normalise_name, there))):
+    if wrong := sorted(left_out.difference(map(fields.name_setting, there))):
         rows.notes.append(f"{rows.path}: no row has the fields {list_names(wrong)} to ignore")
 
 
 def _drop(row: DataRow, left_out: Collection[str]) -> DataRow:
     if not left_out:
         return row
-    return {name: one for name, one in row.items() if fields.normalise_name(name) not in left_out}
+    return {name: one for name, one in row.items() if fields.name_setting(name) not in left_out}
 
 
 def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str]:
@@ -97,7 +114,7 @@ def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str
                 continue
             plain = fields.normalise_name(name)
             is_label = plain in fields.LISTS and not _is_list(value)
-            if plain in left_out or plain not in fields.USED or is_label:
+            if fields.name_setting(name) in left_out or plain not in fields.USED or is_label:
                 names[name] = None
     return [*names]
 
@@ -115,10 +132,56 @@ def _extract_from_file(
                 found.append(extract_prompt(row, task_fields, unread))
                 used.append(row)
         except BadRow as bad:
+            if isinstance(bad, _LostFields) and not rows.skip_bad:
+                bad = _find_all_lost(bad, placed, task_fields, unread)
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
+    _note_fillers(path, used, rows)
     _judge_repeats(path, Repeats(found, [*map(name_fields, used)]), rows, unread)
     return found
+
+
+def _find_all_lost(
+    first: _LostFields,
+    placed: Sequence[tuple[str, DataRow]],
+    task_fields: Collection[str],
+    unread: Sequence[str],
+) -> _LostFields:
+    """The same fault with the fields of all rows, so that one setting leaves out all of them."""
+    names = dict.fromkeys(first.names)
+    for _, row in placed:
+        try:
+            extract_prompt(row, task_fields, unread)
+        except _LostFields as lost:
+            names.update(dict.fromkeys(lost.names))
+        except BadRow:
+            continue  # has a fault of its own, which is named when it is reached
+    return _LostFields([*names])
+
+
+def _note_fillers(path: Path, used: Sequence[DataRow], rows: DataRows) -> None:
+    """Say which words in fields of the task were taken for nothing: they may mean themselves."""
+    counts = Counter(
+        (str(value).strip(), name)
+        for row in used
+        for name, value in row.items()
+        if isinstance(value, str) and _may_mean_itself(fields.normalise_name(name), value)
+    )
+    if counts:
+        found = [
+            f"{text!r} in {name!r} (rows: {count:,})" for (text, name), count in counts.items()
+        ]
+        rows.notes.append(
+            f"{path}: taken for empty: {list_names(found)}; where it is meant, put it in quotes or "
+            "write it into the prompt"
+        )
+
+
+def _may_mean_itself(name: str, value: str) -> bool:
+    word = value.strip().casefold()
+    if name in (*fields.SYSTEM, *fields.MATERIAL):
+        return word in (*_WORDS_FOR_NOTHING, "[]", "{}")
+    return word in _WORDS_FOR_NOTHING and fields.name_kind(name) == "task"
 
 
 def _judge_repeats(path: Path, repeats: Repeats, rows: DataRows, unread: Sequence[str]) -> None:
@@ -128,7 +191,8 @@ def _judge_repeats(path: Path, repeats: Repeats, rows: DataRows, unread: Sequenc
         raise DataError(
             f"{path}: {repeats.count:,} rows have the prompt of another row and differ in field "
             f"{lost[0]!r}, which is not used; write it into the prompt, or, if the prompts are "
-            f"whole without it, leave it out with the setting prompts.ignore={','.join(lost)}"
+            f"whole without it, leave it out with the setting prompts.ignore="
+            f"{_list_settings(lost)}"
         )
     if repeats.answers:
         rows.notes.append(
@@ -167,7 +231,7 @@ def extract_prompt(
         raise BadRow(
             f"the prompt has a place for field {found[1]!r} ({found[0]}) that is not filled in; "
             "write it there, or, if the prompt is meant so, leave that field out with the setting "
-            f"prompts.ignore={found[1]}"
+            f"prompts.ignore={fields.name_setting(found[1])}"
         )
     for name in (*_MAIN, *fields.MATERIAL, fields.ANSWER):
         if name in held and name not in used and not _repeats(name, held, asked, prompt):
@@ -178,12 +242,7 @@ def extract_prompt(
     if task_fields is None:
         task_fields = other_fields.find_task_fields([row])
     if lost := other_fields.list_lost(held, main, prompt, task_fields):
-        names = ",".join(lost)
-        raise BadRow(
-            f"field {lost[0]!r} belongs to the task and is not used; write it into the prompt, or, "
-            f"if the prompt is whole without it, leave it out with the setting prompts.ignore="
-            f"{names}"
-        )
+        raise _LostFields(lost)
     return prompt
 
 
