@@ -19,7 +19,13 @@ from selfreward_lite.data.fields import (
     name_kind,
     normalise_name,
 )
-from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake, name_text
+from selfreward_lite.data.first_bytes import (
+    TO_PARQUET,
+    name_foreign,
+    name_format,
+    name_mistake,
+    name_text,
+)
 from selfreward_lite.data.json_text import JsonFault, parse_json
 from selfreward_lite.data.other_fields import changes_task
 from selfreward_lite.data.rows import DataRow, DataRows, PlacedRows, list_names
@@ -35,6 +41,9 @@ _ABOUT_DATA = re.compile(
     r"(?:dataset_infos?|dataset_dict|state|trainer_state|croissant|(?:\w+_)?config|tokenizer\w*"
     r"|special_tokens_map|added_tokens|vocab|.+\.index|package|package-lock|tsconfig)\.json"
 )
+
+
+_NOTEBOOK = "a Jupyter notebook; save the data in it as .jsonl or .csv, and give that file"
 
 
 class _NoRows(DataError):
@@ -106,7 +115,9 @@ def _name_unknown(path: Path) -> str:
     if path.suffix.casefold() == ".arrow":
         return f"an Arrow file; {TO_PARQUET}"
     if path.suffix.casefold() == ".ipynb":
-        return "a Jupyter notebook; save the data in it as .jsonl or .csv, and give that file"
+        return _NOTEBOOK
+    if found := name_format(path):
+        return found
     if path.suffix.casefold() in (".txt", ".md"):
         return _name_plain_text(path)
     return f"its name does not tell its format; call it {NAMES}"
@@ -231,6 +242,8 @@ def _read_json(path: Path, rows: DataRows) -> PlacedRows:
 
 def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
     """The list of rows in an object that has one such list and is no row itself."""
+    if {"cells", "nbformat"} <= held.keys():
+        raise _NoRows(f"{path}: {_NOTEBOOK}")
     lists = [name for name, one in held.items() if _is_list_of_objects(one)]
     if len(lists) != 1 or not {*CHATS, *PROMPTS}.isdisjoint(map(normalise_name, held)):
         raise _NoRows(
