@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from selfreward_lite.data.choices import may_be_choice
 from selfreward_lite.data.fields import (
     CHATS,
     PROMPTS,
@@ -20,7 +21,13 @@ from selfreward_lite.data.fields import (
     name_kind,
     normalise_name,
 )
-from selfreward_lite.data.first_bytes import TO_PARQUET, name_foreign, name_mistake, name_text
+from selfreward_lite.data.first_bytes import (
+    TO_PARQUET,
+    name_foreign,
+    name_format,
+    name_mistake,
+    name_text,
+)
 from selfreward_lite.data.json_text import JsonFault, parse_json
 from selfreward_lite.data.other_fields import (
     changes_task,
@@ -47,6 +54,7 @@ _ABOUT_DATA = re.compile(
 # Beside a list of rows: what is said about it (`schema` is pandas'), and what is set for each row.
 _ABOUT_LIST = ("schema", "description", "citation", "about", "homepage", "copyright")
 _FOR_ALL_ROWS = ("default", "defaults", "common", "shared", "params", "parameters", "settings")
+_NOTEBOOK = "a Jupyter notebook; save the data in it as .jsonl or .csv, and give that file"
 
 
 class _NoRows(DataError):
@@ -118,7 +126,9 @@ def _name_unknown(path: Path) -> str:
     if path.suffix.casefold() == ".arrow":
         return f"an Arrow file; {TO_PARQUET}"
     if path.suffix.casefold() == ".ipynb":
-        return "a Jupyter notebook; save the data in it as .jsonl or .csv, and give that file"
+        return _NOTEBOOK
+    if found := name_format(path):
+        return found
     if path.suffix.casefold() in (".txt", ".md"):
         return _name_plain_text(path)
     return f"its name does not tell its format; call it {NAMES}"
@@ -243,6 +253,8 @@ def _read_json(path: Path, rows: DataRows) -> PlacedRows:
 
 def _find_list(held: dict[str, Any], path: Path, rows: DataRows) -> list[Any]:
     """The list of rows in an object that has one such list and is no row itself."""
+    if {"cells", "nbformat"} <= held.keys():
+        raise _NoRows(f"{path}: {_NOTEBOOK}")
     lists = [name for name, one in held.items() if _is_list_of_objects(one)]
     own = [name for name in held if normalise_name(name) in (*CHATS, *PROMPTS)]
     if len(lists) != 1 or own:
@@ -303,7 +315,7 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
             raise DataError(
                 f"{path}: the column {twice!r} is there twice; rename or remove one of them"
             )
-        columns = [one.name for one in schema if is_read(one.name) or _may_matter(one)]
+        columns = [one.name for one in schema if _may_matter(one)]
         table = pyarrow.parquet.read_table(path, columns=columns or schema.names[:1])
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
@@ -324,7 +336,9 @@ def _read_parquet(path: Path, rows: DataRows) -> PlacedRows:
 
 
 def _may_matter(field: Any) -> bool:
-    """Whether a column with a name that does not tell it may hold a part of a task, or a role."""
+    """Whether a column is read: by its name, or if it may hold a part of a task, or a role."""
+    if is_read(field.name) or may_be_choice(field.name):
+        return True
     is_open = name_kind(field.name) == "unknown" or is_about(field.name)
     is_role = normalise_name(field.name) in ROW_SPEAKERS
     return (is_open or is_role) and _may_hold_text(field.type)

@@ -48,6 +48,14 @@ READ = USED | {*MESSAGE, *MESSAGE_STATE}
 _TASK = (
     *("test_list", "file", "files", "attachment", "attachments"),
     *("output_format", "answer_format", "response_format", "output_schema"),
+    # How an answer should be, and who gives it. A number there is only a figure.
+    *("output_length", "answer_length", "response_length", "reply_length", "summary_length"),
+    *("audience", "format", "genre", "mood", "tone", "voice", "formality", "point_of_view", "pov"),
+    *("act_as", "answer_as", "answer_in", "reply_as", "reply_in", "respond_as", "respond_in"),
+    *("write_as", "write_in", "speak_as", "translate_to", "translate_into", "tone_of_voice"),
+    *("assistant_role", "ai_role", "bot_role", "role_play", "roleplay", "age_group", "style_guide"),
+    *("must_include", "must_contain", "must_avoid", "must_not_contain", "words_to_include"),
+    *("words_to_avoid", "forbidden_words", "banned_words", "negative_prompt"),
 )
 # In which language an answer should be.
 _LANGUAGE = re.compile(
@@ -63,14 +71,14 @@ _LIMITS = ("limit", "limits")
 # How long an answer should be, as a number.
 _AMOUNT = re.compile(
     r"(?:max|min|maximum|minimum)_(?:words|sentences|paragraphs|characters|lines)"
-    r"|(?:target|desired|required|requested)_"
+    r"|(?:target|desired|required|requested|expected)_"
     r"(?:length|len|size|count|words|word_count|sentences|paragraphs|characters|lines)"
 )
 # How an answer should be: a word of the first list before one of the second.
 _WANTED = ("target", "output", "response", "answer", "reply", "desired", "required", "requested")
 _MANNER = (
     *("audience", "reader", "readers", "style", "tone", "voice", "format", "structure", "template"),
-    *("register", "formality", "mood", "genre", "instruction", "word", "words", "keyword"),
+    *("register", "formality", "mood", "genre", "instruction", "word", "words", "keyword", "age"),
     *("keywords", "phrase", "phrases"),
 )
 _BEFORE = (
@@ -184,6 +192,16 @@ def normalise_name(name: str) -> str:
 
 
 @lru_cache(4096)
+def name_setting(name: str) -> str:
+    """Return the name of a field as the setting `prompts.ignore` takes it: letters, digits and `_`.
+
+    >>> name_setting("Notes, other"), name_setting("Time limit (sec)"), name_setting("")
+    ('notes_other', 'time_limit_sec', 'unnamed')
+    """
+    return re.sub(r"[\W_]+", "_", normalise_name(name)).strip("_") or "unnamed"
+
+
+@lru_cache(4096)
 def name_kind(name: str) -> Kind:
     """Return what a field is for a prompt, by its name.
 
@@ -281,3 +299,13 @@ def is_about(name: str) -> bool:
 def is_read(name: str) -> bool:
     """Return whether a field of this name is used, or makes its row refused."""
     return name_kind(name) in ("used", "task", "number")
+
+
+def is_answer(name: str) -> bool:
+    """Return whether a field of this name holds an answer, or what labels one.
+
+    >>> [is_answer(one) for one in ("response", "reference_answer", "student_answer", "topic")]
+    [True, True, False, False]
+    """
+    words = re.findall(r"[^\W\d_]+", normalise_name(name))
+    return name_kind(name) == "harmless" and not {*_ANSWERS}.isdisjoint(words)

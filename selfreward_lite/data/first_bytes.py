@@ -19,6 +19,22 @@ _JSON_NAMES = (".json", ".jsonl", ".ndjson")
 _TABLES = (".csv", ".tsv")
 _AS_CSV = "save what is in it as CSV (UTF-8), and give that file"
 TO_PARQUET = "write it as Parquet: datasets.load_from_disk(FOLDER).to_parquet(FILE), of one split"
+TO_LINES = "write it as .jsonl (of pandas: to_json(FILE, orient='records', lines=True))"
+# Formats that another name does not make one of those that are read.
+_UNREAD = {
+    **dict.fromkeys((".yaml", ".yml"), "YAML"),
+    **dict.fromkeys((".pkl", ".pickle"), "pickled by Python"),
+    **dict.fromkeys((".npy", ".npz"), "an array of NumPy"),
+    ".xml": "XML",
+    ".toml": "TOML",
+    ".avro": "Avro",
+    ".orc": "ORC",
+    ".tfrecord": "TFRecord",
+    ".feather": "Feather",
+    ".msgpack": "MessagePack",
+    ".json5": "JSON5",
+    ".rtf": "RTF",
+}
 # How a file begins, in any of them: what it is.
 _FOREIGN = (
     (
@@ -39,6 +55,7 @@ _FOREIGN = (
         "file itself",
     ),
     (rb"\s*<\?xml\b", f"XML; {_AS_CSV}"),
+    (rb"\x80[\x02-\x05](?:\x95|[\]}(c])", f"pickled by Python; {TO_LINES}"),
 )
 _FOREIGN_PATTERNS = [(re.compile(rb"\A(?:%b)" % how, re.DOTALL), what) for how, what in _FOREIGN]
 _IN_ZIP = (
@@ -47,6 +64,7 @@ _IN_ZIP = (
     ("content.xml", f"an OpenDocument file; {_AS_CSV}"),
 )
 _YAML = re.compile(rb"\A\s*(?:---\s|- [\w \"']+:\s|[A-Za-z_]\w*:\s)")
+_YAML_LIST = re.compile(rb"\A(?:---[^\S\n]*\r?\n|- [\w \"']+:\s)")  # no line of names begins so
 _JSON_LINE = re.compile(rb"^\s*[\[{]", re.MULTILINE)
 _OBJECTS = re.compile(rb"""\A\s*(?:(\{)\s*["']|\[\s*\{)""")
 _CONTROLS = bytes({*range(32)} - {*b"\0\t\n\v\f\r\x1b"})  # zeros are left by crashes, too
@@ -60,6 +78,12 @@ def name_foreign(path: Path) -> str | None:
         inside = _read_inside(path)
         return _name_foreign(inside, None) or _name_packed(inside)
     return _name_foreign(start, path)
+
+
+def name_format(path: Path) -> str | None:
+    """Return what a file is by a name that tells a format which is not read, and what to do."""
+    found = _UNREAD.get(path.suffix.casefold())
+    return f"{found}; {TO_LINES}" if found else None
 
 
 def name_text(path: Path) -> str | None:
@@ -144,6 +168,8 @@ def _name_text(suffix: str, start: bytes) -> str | None:
         return None
     if fault := _name_no_text(start):
         return fault
+    if suffix in _TABLES and _YAML_LIST.match(start):
+        return f"YAML, by its first signs; {TO_LINES}"
     if suffix in _JSON_NAMES and not _JSON_LINE.search(start):
         return _name_no_json(start)
     return None

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from selfreward_lite.data import fields
+from selfreward_lite.data.choices import find_choices
 from selfreward_lite.data.rows import DataRow, is_empty, list_names, parse_list
 
 _WORDS = 4  # a text has so many, a label fewer
@@ -46,11 +47,11 @@ def list_lost(held: Mapping[str, Any], main: str, prompt: str, found: Collection
     `held` are its fields by compared name, `main` is the one that the prompt is taken from, and
     `found` those of the file that belong to the task by their values.
     """
-    said = squeeze(prompt)
+    said, choices = squeeze(prompt), find_choices(held)
     return [
         name
         for name, value in held.items()
-        if (_belongs(name, value, held, main, found) and not is_said(value, said))
+        if ((name in choices or _belongs(name, value, main, found)) and not is_said(value, said))
         or find_inside(name, value, said)
     ]
 
@@ -189,14 +190,10 @@ def squeeze(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _belongs(
-    name: str, value: Any, held: Mapping[str, Any], main: str, found: Collection[str]
-) -> bool:
+def _belongs(name: str, value: Any, main: str, found: Collection[str]) -> bool:
     kind = fields.name_kind(name)
     if name in fields.TITLES and (main == "text" or main in fields.CHATS):
         return main == "text"
-    if len(name) == 1 and name in "abcdefgh":  # the choices of a question
-        return {"a", "b"} <= held.keys()
     if name == "role":  # of a message, or what the answer should be written as
         return not (isinstance(value, str) and value.strip().casefold() in fields.ASKERS)
     if name in fields.NUMBERS:

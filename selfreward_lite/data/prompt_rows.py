@@ -4,6 +4,8 @@ Nothing that belongs to a task is dropped in silence: what `fields` lists is use
 used, or makes the row refused by its name; any other field is named in a note.
 """
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,16 @@ from selfreward_lite.data.dialogues import (
     refuse_place_of_media,
     split_dialogue,
 )
+from selfreward_lite.data.left_out import (
+    drop_fields,
+    find_missing,
+    has_inside,
+    is_left_out,
+    read_ignored,
+)
 from selfreward_lite.data.other_fields import holds_words, is_said, is_text, name_part, squeeze
+from selfreward_lite.data.placeholders import find_placeholder
+from selfreward_lite.data.repeats import Repeats
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,
@@ -30,17 +41,35 @@ from selfreward_lite.data.rows import (
     parse_list,
     read_truth,
 )
-from selfreward_lite.data.turn_marks import name_role
+from selfreward_lite.data.speakers import find_speaker, refuse_answer
+from selfreward_lite.data.whole_rows import is_whole_row
 from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
 _NO_ID = ("", "nan", "none", "null")  # how tables and pandas write that there is none
-_TEMPLATE = 12  # words that a template of a whole row may add, beside Alpaca's
 # What people write where a task has no material.
-_FILLERS = ("<noinput>", "noinput", "no input", "n/a", "none", "nan", "null")
+_WORDS_FOR_NOTHING = ("n/a", "none", "nan", "null")
+_FILLERS = ("<noinput>", "noinput", "no input", *_WORDS_FOR_NOTHING)
 _NO_TEXT = (*_FILLERS, "<na>", "undefined")  # the same, where the prompt itself should be
 _ASKING = (*fields.CHATS, *(name for name in fields.PROMPTS if name not in fields.MATERIAL))
 _CELL_FAULTS = ("#REF!", "#NAME?", "#VALUE!", "#N/A", "#DIV/0!", "#NULL!", "#NUM!", "#ERROR!")
+
+
+class _LostFields(BadRow):
+    """Fields of a row, or of a whole file, belong to the task and are not used."""
+
+    def __init__(self, names: Sequence[str], first: str) -> None:
+        """Say the first, in words, and how to leave out all."""
+        self.names, self.first = names, first
+        super().__init__(
+            f"{first} belongs to the task and is not used; write it into the prompt, "
+            "or, if the prompt is whole without it, leave it out with the setting prompts.ignore="
+            f"{_list_settings(names)}"
+        )
+
+
+def _list_settings(names: Sequence[str]) -> str:
+    return ",".join(dict.fromkeys(map(fields.name_setting, names)))
 
 
 def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
@@ -49,17 +78,19 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     Fields named in `ignore` are left out. Notes in `rows` name the fields of each file that are not
     used. Raises DataError if there is no prompt.
     """
-    left_out = {fields.normalise_name(name) for name in ignore}
+    left_out = read_ignored(ignore)
     found: list[str] = []
     unused: dict[Path, tuple[str, ...]] = {}
     for path, placed in rows.by_file():
-        kept = [(place, _drop(row, left_out)) for place, row in placed]
-        unread = rows.unread.get(path, [])
+        kept = [(place, drop_fields(row, left_out)) for place, row in placed]
+        unread = [name for name in rows.unread.get(path, []) if not is_left_out(name, left_out)]
         inside: set[str] = set()
-        found += _extract_from_file(kept, rows, unread, inside)
+        found += _extract_from_file(path, kept, rows, unread, inside)
         names = (*unread, *_list_unused([row for _, row in placed], left_out), *sorted(inside))
         unused[path] = tuple(name for name in names if not name.startswith("__"))
-    _note_wrong_names(rows, left_out)
+    names_there = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
+    if wrong := find_missing(left_out, [row for _, row in rows.rows], names_there):
+        rows.notes.append(f"{rows.path}: no row has the fields {list_names(wrong)} to ignore")
     if not found:
         raise DataError(f"{rows.path}: no prompt in it{rows.describe_skipped()}; give another file")
     for shown in dict.fromkeys(filter(None, unused.values())):
@@ -72,52 +103,6 @@ def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
     return found
 
 
-def _note_wrong_names(rows: DataRows, left_out: set[str]) -> None:
-    """Add a note on names of fields to leave out that no row has."""
-    names = {name for _, row in rows.rows for name in row}.union(*rows.unread.values())
-    there = {*map(fields.normalise_name, names)}
-    for path in left_out - there:
-        if any(_has_inside(row, path) for _, row in rows.rows):
-            there.add(path)
-    if wrong := sorted(left_out - there):
-        rows.notes.append(f"{rows.path}: no row has the fields {list_names(wrong)} to ignore")
-
-
-def _drop(row: DataRow, left_out: Collection[str]) -> DataRow:
-    """A row without some fields, and without those inside others (`messages.topic`)."""
-    if not left_out:
-        return row
-    kept = {name: one for name, one in row.items() if fields.normalise_name(name) not in left_out}
-    for name, value in kept.items():
-        begin = f"{fields.normalise_name(name)}."
-        if inside := {one.removeprefix(begin) for one in left_out if one.startswith(begin)}:
-            kept[name] = _drop_inside(value, inside)
-    return kept
-
-
-def _drop_inside(value: Any, left_out: Collection[str]) -> Any:
-    held = parse_list(value) if isinstance(value, str) else None
-    value = value if held is None else held
-    if isinstance(value, list):
-        return [_drop_inside(one, left_out) for one in value]
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        name: _drop_inside(one, left_out)
-        for name, one in value.items()
-        if fields.normalise_name(name) not in left_out
-    }
-
-
-def _has_inside(row: DataRow, path: str) -> bool:
-    """Whether a row has a field inside another, as `messages.topic`."""
-    name, _, inside = path.partition(".")
-    held = [one for key, one in row.items() if fields.normalise_name(key) == name]
-    return bool(inside) and any(
-        _drop_inside(one, {inside}) != _drop_inside(one, ()) for one in held
-    )
-
-
 def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str]:
     """The fields that hold something and are not used, by the names that they have."""
     names: dict[str, None] = {}
@@ -128,70 +113,113 @@ def _list_unused(rows: Sequence[DataRow], left_out: Collection[str]) -> list[str
                 continue
             plain = fields.normalise_name(name)
             is_label = plain in fields.LISTS and not _is_list(value)
-            if plain in left_out or plain not in fields.USED or is_label:
+            if is_left_out(name, left_out) or plain not in fields.USED or is_label:
                 names[name] = None
-        names.update(dict.fromkeys(path for path in dotted if _has_inside(row, path)))
+        names.update(dict.fromkeys(path for path in dotted if has_inside(row, path)))
     return [*names]
 
 
 def _extract_from_file(
-    placed: Sequence[tuple[str, DataRow]], rows: DataRows, unread: Sequence[str], inside: set[str]
+    path: Path,
+    placed: Sequence[tuple[str, DataRow]],
+    rows: DataRows,
+    unread: Sequence[str],
+    inside: set[str],
 ) -> list[str]:
     """The prompts of a file; names of fields inside others that are not used go to `inside`."""
     task_fields = other_fields.find_task_fields(row for _, row in placed)
-    speaker = _find_speaker([row for _, row in placed])
-    found = []
+    speaker = find_speaker([row for _, row in placed])
+    found, used = list[str](), list[DataRow]()
     for place, row in placed:
         try:
             if _is_deleted(row):
                 rows.skipped["deleted"] += 1
             else:
                 if speaker:
-                    _refuse_answer(row, speaker)
-                found.append(extract_prompt(row, task_fields, inside))
+                    refuse_answer(row, speaker)
+                found.append(extract_prompt(row, task_fields, unread, inside))
+                used.append(row)
         except BadRow as bad:
+            if isinstance(bad, _LostFields) and not rows.skip_bad:
+                bad = _find_all_lost(bad, placed, task_fields, unread)
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
+    _note_fillers(path, used, rows)
+    _judge_repeats(path, Repeats(found, [*map(name_fields, used)]), rows, unread)
     return found
 
 
-def _find_speaker(rows: Sequence[DataRow]) -> str | None:
-    """The field that says who speaks, in a file with a message in each row as its `text`."""
-    named = [{fields.normalise_name(name): one for name, one in row.items()} for row in rows[:1]]
-    if not named or "text" not in named[0] or not ({*_ASKING} - {"text"}).isdisjoint(named[0]):
-        return None
-    for name in (one for one in fields.ROW_SPEAKERS if one in named[0]):
-        held = {_read_field(row, name) for row in rows}
-        roles = {name_role(one) if isinstance(one, str) else None for one in held}
-        if {"user", "assistant"} <= roles <= {"user", "assistant", "system"}:
-            return name
-    return None
+def _find_all_lost(
+    first: _LostFields,
+    placed: Sequence[tuple[str, DataRow]],
+    task_fields: Collection[str],
+    unread: Sequence[str],
+) -> _LostFields:
+    """The same fault with the fields of all rows, so that one setting leaves out all of them."""
+    names = dict.fromkeys(first.names)
+    for _, row in placed:
+        try:
+            extract_prompt(row, task_fields, unread)
+        except _LostFields as lost:
+            names.update(dict.fromkeys(lost.names))
+        except BadRow:
+            continue  # has a fault of its own, which is named when it is reached
+    return _LostFields([*names], first.first)
 
 
-def _read_field(row: DataRow, name: str) -> Any:
-    """What a row has under a compared name; an object or a list counts as nothing."""
-    value = next((one for key, one in row.items() if fields.normalise_name(key) == name), None)
-    return value if isinstance(value, str) else None
+def _note_fillers(path: Path, used: Sequence[DataRow], rows: DataRows) -> None:
+    """Say which words in fields of the task were taken for nothing: they may mean themselves."""
+    counts = Counter(
+        (str(value).strip(), name)
+        for row in used
+        for name, value in row.items()
+        if isinstance(value, str) and _may_mean_itself(fields.normalise_name(name), value)
+    )
+    if counts:
+        found = [
+            f"{text!r} in {name!r} (rows: {count:,})" for (text, name), count in counts.items()
+        ]
+        rows.notes.append(
+            f"{path}: taken for empty: {list_names(found)}; where it is meant, put it in quotes or "
+            "write it into the prompt"
+        )
 
 
-def _refuse_answer(row: DataRow, speaker: str) -> None:
-    """Raise BadRow for a message that is not a user's."""
-    said = _read_field(row, speaker)
-    if said is not None and name_role(said) != "user":
-        raise BadRow(
-            f"a message of {said!r}, by its field {speaker!r}, and not a user's; write each "
-            "conversation in one row, as a list 'messages', or, if all texts are prompts, leave "
-            f"the field out with the setting prompts.ignore={speaker}"
+def _may_mean_itself(name: str, value: str) -> bool:
+    word = value.strip().casefold()
+    if name in (*fields.SYSTEM, *fields.MATERIAL):
+        return word in (*_WORDS_FOR_NOTHING, "[]", "{}")
+    return word in _WORDS_FOR_NOTHING and fields.name_kind(name) == "task"
+
+
+def _judge_repeats(path: Path, repeats: Repeats, rows: DataRows, unread: Sequence[str]) -> None:
+    """Refuse a file whose rows differ only in a field of the task; name answers in a note."""
+    repeats.add_unread(unread)
+    if lost := repeats.lost:
+        raise DataError(
+            f"{path}: {repeats.count:,} rows have the prompt of another row and differ in field "
+            f"{lost[0]!r}, which is not used; write it into the prompt, or, if the prompts are "
+            f"whole without it, leave it out with the setting prompts.ignore="
+            f"{_list_settings(lost)}"
+        )
+    if repeats.answers:
+        rows.notes.append(
+            f"{path}: {repeats.count:,} rows have the prompt of another row and differ in "
+            f"{list_names(repeats.answers)}, taken for answers; each prompt is used once"
         )
 
 
 def extract_prompt(
-    row: DataRow, task_fields: Collection[str] | None = None, unused: set[str] | None = None
+    row: DataRow,
+    task_fields: Collection[str] | None = None,
+    unread: Sequence[str] = (),
+    unused: set[str] | None = None,
 ) -> str:
     """Return the prompt of a row. Raises BadRow with the reason if it has none.
 
-    `task_fields` are those of its file that `other_fields.find_task_fields` found. Fields inside
-    those of the row that are not used are added to `unused`, as `messages.topic`.
+    `task_fields` are those of its file that `other_fields.find_task_fields` found, `unread` its
+    columns that were not read. Fields inside those of the row that are not used are added to
+    `unused`, as `messages.topic`.
 
     >>> extract_prompt({"instruction": "Sort these.", "input": "b a"})
     'Sort these.\\n\\nb a'
@@ -217,6 +245,12 @@ def extract_prompt(
     if isinstance(instances, list):
         with _naming("instances", unused) as inside:
             _check_fields(instances[0], ("input", "instruction_with_input"), prompt, inside)
+    if found := find_placeholder(prompt, (*held, *map(fields.normalise_name, unread))):
+        raise BadRow(
+            f"the prompt has a place for field {found[1]!r} ({found[0]}) that is not filled in; "
+            "write it there, or, if the prompt is meant so, leave that field out with the setting "
+            f"prompts.ignore={fields.name_setting(found[1])}"
+        )
     for name in (*_MAIN, *fields.MATERIAL, fields.ANSWER):
         if name in held and name not in used and not _repeats(name, held, asked, prompt):
             raise BadRow(
@@ -226,12 +260,7 @@ def extract_prompt(
     if task_fields is None:
         task_fields = other_fields.find_task_fields([row])
     if lost := other_fields.list_lost(held, main, prompt, task_fields):
-        names = ",".join(lost)
-        raise BadRow(
-            f"{name_part(lost[0], held[lost[0]])} belongs to the task and is not used; "
-            "write it into the prompt, or, if the prompt is whole without it, leave it out with "
-            f"the setting prompts.ignore={names}"
-        )
+        raise _LostFields(lost, name_part(lost[0], held[lost[0]]))
     return prompt
 
 
@@ -269,8 +298,7 @@ def _read_system(held: Mapping[str, Any], begin: str, unused: set[str]) -> list[
             continue
         with _naming(name, unused) as inside:
             text = read_content(held[name], f"field {name!r}", inside)
-        known = [squeeze(one) for one in (*texts, begin)]
-        if not any(_begins(one, squeeze(text)) for one in known):
+        if not any(_begins(one, text) for one in (*texts, begin)):
             texts.append(text)
     return texts
 
@@ -279,23 +307,34 @@ def _add_material(asked: str, material: Sequence[str]) -> list[str]:
     """The request and what belongs to it, without what another of them says already."""
     parts, said = [asked], squeeze(asked)
     for text in filter(None, material):
-        if parts[0] is asked and _begins_or_ends(squeeze(text), said):
+        if parts[0] is asked and (_begins(text, asked) or _ends(text, asked)):
             parts = [text, *parts[1:]]
         elif not is_said(text, said):
             parts.append(text)
     return parts
 
 
-def _begins_or_ends(whole: str, part: str) -> bool:
-    """Whether a text begins with the words of another, or ends with them if they are several."""
-    before = whole[: -len(part)]
-    if _begins(whole, part):
-        return True
-    return is_text(part) and whole.endswith(part) and not before[-1:].isalnum()
-
-
 def _begins(whole: str, part: str) -> bool:
-    return whole.startswith(part) and not whole[len(part) :][:1].isalnum()
+    """Whether a text begins with another: as a paragraph, or with several words as a sentence.
+
+    A word or two may stand there by accident: "Translate" before "Translate is a verb."
+    """
+    after = r"[^\S\n]*\n\s*\n|\s*\Z"
+    if is_text(part):
+        after += r"|(?<=[.?!:])\s|(?<=[。？！：])|[^\S\n]*\n"
+    return re.match(rf"\s*{_match_words(part)}(?:{after})", whole, re.I) is not None
+
+
+def _ends(whole: str, part: str) -> bool:
+    """Whether a text ends with another, of several words and as a sentence or line of its own."""
+    before = r"(?:[.?!:]\s+|[。？！：]\s*|\n\s*)"
+    return is_text(part) and (
+        re.search(rf"{before}{_match_words(part)}\s*\Z", whole, re.I) is not None
+    )
+
+
+def _match_words(text: str) -> str:
+    return r"\s+".join(map(re.escape, text.split()))
 
 
 def name_fields(row: DataRow) -> dict[str, Any]:
@@ -427,7 +466,7 @@ def _repeats(name: str, held: Mapping[str, Any], asked: str, prompt: str) -> boo
     value = held[name]
     try:
         if name == "text":
-            return _is_whole_row(squeeze(check_text(value, name)), held, asked)
+            return is_whole_row(check_text(value, name), asked, held)
         if name == fields.ANSWER:
             return _begins_alike(value, prompt)
         if name in fields.LISTS and not _is_list(value):
@@ -437,27 +476,6 @@ def _repeats(name: str, held: Mapping[str, Any], asked: str, prompt: str) -> boo
     except BadRow:
         return False
     return squeeze(said) in squeeze(prompt)
-
-
-def _is_whole_row(text: str, held: Mapping[str, Any], asked: str) -> bool:
-    """Whether a text is made of the other fields of its row, and of a template's few words."""
-    if text.startswith("below is "):
-        return True
-    if squeeze(asked) not in text:
-        return False
-    others = _list_texts([one for name, one in held.items() if name != "text"])
-    for other in sorted((*map(squeeze, others), squeeze(asked)), key=len, reverse=True):
-        text = text.replace(other, " ")
-    return len(text.split()) <= _TEMPLATE
-
-
-def _list_texts(value: Any) -> list[str]:
-    """The texts in a value, not its labels."""
-    if isinstance(value, Mapping):
-        value = [*value.values()]
-    if isinstance(value, list):
-        return [text for one in value for text in _list_texts(one)]
-    return [value] if is_text(value) else []
 
 
 def _begins_alike(answer: Any, prompt: str) -> bool:

@@ -46,7 +46,7 @@ def read_table(path: Path, rows: DataRows) -> PlacedRows:
         elif [one.strip() for one in record] == header:
             rows.skipped["names of columns again"] += 1
         elif not all(map(is_utf8, record)):
-            rows.refuse(place, "not UTF-8")
+            rows.refuse(place, "not UTF-8", "; save the file as UTF-8")
         else:  # an empty field is all that such a table has for None
             yield place, dict(zip(columns, (one or None for one in record), strict=True))
 
@@ -107,6 +107,8 @@ def _find_delimiter(header: str, tabs: bool) -> str:
 
     def count(delimiter: str) -> tuple[int, int]:
         names = next(csv.reader([header], delimiter=delimiter), [])
+        if len(names) == 1:  # a name with words of several, if it is not split where it should be
+            return int(name_kind(names[0]) == "used"), 0
         return sum(map(is_read, names)), header.count(delimiter)
 
     return max(("\t", ",", ";", "|") if tabs else (",", ";", "\t", "|"), key=count)

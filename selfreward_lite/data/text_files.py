@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
+from selfreward_lite.data.code_pages import find_impossible_words
 from selfreward_lite.system.errors import DataError
 
 WINDOWS = "cp1252"  # what Excel saves as CSV in most of Europe and America
@@ -95,8 +96,9 @@ def _refuse_other_scripts(path: Path, words: Sequence[str]) -> None:
     odd = [word for word in accented if _ODD.fullmatch(word)]
     letters = "".join(words)
     plain = len(letters.encode("ascii", "ignore"))
-    if len(odd) * _ODD_SHARE > len(accented) or plain < len(letters) - plain:
-        shown = (odd or accented)[0][:20]
+    impossible = find_impossible_words(words)
+    if len(odd) * _ODD_SHARE > len(accented) or plain < len(letters) - plain or impossible:
+        shown = (odd or impossible or accented)[0][:20]
         raise DataError(
             f"{path}: neither UTF-8 nor Windows-1252 ({WINDOWS}), which would give words such as "
             f"{shown!r}; save it as UTF-8"

@@ -195,8 +195,8 @@ def _refuse_markup(found: re.Match[str] | None) -> None:
 
 # -- what is refused -----------------------------------------------------------------------------
 
-_ASKING = r"question|instruction|prompt"
-_SAYING = r"answer|response|completion"
+_ASKING = r"question|instruction|instruct|prompt"
+_SAYING = r"answer|response|completion|output"
 _ANSWERED = (
     re.compile(
         rf"(?:###[^\S\n]?|^#{{2,4}}[^\S\n]*)\**({_ASKING}|{_SAYING})\**[^\S\n]*(?:{_COLON}\**|$)",
@@ -207,9 +207,17 @@ _ANSWERED = (
         re.I | re.M,
     ),
     # Not `Question:` and `Answer:`: so people write examples, and ask to check an answer.
-    re.compile(rf"{_LINE}(instruction|prompt|response|completion|output){_COLON}", re.I | re.M),
+    re.compile(
+        rf"{_LINE}(instruct(?:ion)?|prompt|response|completion|output){_COLON}", re.I | re.M
+    ),
+)
+_IN_TAGS = re.compile(
+    rf"\s*<({_ASKING}|query|problem)>.*?</\1>\s*(?:<think>.*?</think>\s*)?"
+    rf"(?P<mark><({_SAYING}|solution)>)\s*(?P<said>\S.*?)\s*</\3>\s*",
+    re.I | re.S,
 )
 _HEADING = re.compile(r"^#{2,4}[^\S\n]*\w", re.M)
+_MATERIAL_HEADING = re.compile(r"^#{2,4}[^\S\n]*\**(?:input|context)\b", re.I | re.M)
 _LABEL = re.compile(r"^[^\S\n]*\**[A-Z][\w ]{0,20}:", re.M)
 _BEGUN = re.compile(r"\(|.*(?:[:(…]|\.\.\.|step[ -]by[ -]step\.?)\Z", re.I | re.S)
 _ASKS_ABOUT_ANSWER = re.compile(
@@ -222,6 +230,8 @@ def _refuse_answered(body: str) -> None:
 
     If the last answer is empty, only begun, or asked about, the text is a prompt.
     """
+    if (tags := _IN_TAGS.fullmatch(body)) and not _BEGUN.match(tags["said"]):
+        raise _find_answer(tags["mark"])
     for way in _ANSWERED:
         marks = _find_marks(way, body)
         if len(marks) < 2 or len(marks) % 2:
@@ -233,17 +243,34 @@ def _refuse_answered(body: str) -> None:
         *before, end = re.split(r"\n[^\S\n]*\n", turns[-1].content)
         if _BEGUN.match(turns[-1].content) or (before and _ASKS_ABOUT_ANSWER.match(end.strip())):
             continue
-        if any(_HEADING.search(turn.content) for turn in turns[::2]):
+        if any(map(_has_parts, turns[::2])):
             continue
+        if turns[0].name.casefold() == "question" and turns[1].name.casefold() == "output":
+            continue  # what a program should print
         if way is _ANSWERED[-1] and any(_LABEL.search(turn.content) for turn in turns):
             continue
-        raise BadRow(
-            f"the text is a request with its answer (behind {marks[1][0].strip()!r}); give the "
-            "request alone"
-        )
+        raise _find_answer(marks[1][0].strip())
+
+
+def _find_answer(mark: str) -> BadRow:
+    return BadRow(
+        f"the text is a request with its answer (behind {mark!r}); give the request alone"
+    )
+
+
+def _has_parts(asked: MarkedTurn) -> bool:
+    """Whether a request has headings of its own; an instruction may have an input."""
+    headings = len(_HEADING.findall(asked.content))
+    if asked.name.casefold().startswith("instruct"):
+        headings -= len(_MATERIAL_HEADING.findall(asked.content))
+    return headings > 0
 
 
 _USER_MARK = re.compile(r"\n[^\S\n]*\n[^\S\n]*(Human|HUMAN|User|USER):")
+# Behind a context it may stand in the next line.
+_CONTEXT = re.compile(r"(?:Context|CONTEXT|Background|Passage|Document|Article|Knowledge)[:：]")
+_USER_BEHIND_CONTEXT = re.compile(r"\n[^\S\n]*(Human|HUMAN|User|USER):")
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n")
 _ASSISTANT_MARK = re.compile(r"\n[^\S\n]*(?:Assistant|ASSISTANT|AI|Bot):")
 _INTRODUCES = re.compile(
     r"(?:the following|this|below|here) is an? .*\b(?:between|with)\b"
@@ -255,11 +282,14 @@ _PERSONA = re.compile(r"you(?:'re| are)\b", re.I)
 
 def _refuse_dialogue_behind_text(body: str) -> None:
     """Raise BadRow for a dialogue behind a text that does not ask about it: a system prompt."""
-    user = _USER_MARK.search(body)
+    context = _CONTEXT.match(body)
+    user = (_USER_BEHIND_CONTEXT if context else _USER_MARK).search(body)
     said = _ASSISTANT_MARK.search(body, user.end()) if user else None
     if not user or not said or _asks_about_turns(MarkedTurn("bot", body[said.end() :])):
         return
     before = body[: user.start()].strip()
+    if context:  # whose words are no request, but for one at its end
+        before = _SENTENCE_END.split(before)[-1]
     if _asks_about_what_follows(before):
         return
     raise BadRow(

@@ -31,6 +31,13 @@ NAMES = [
     ("a.csv.txt", b"id;prompt\n1;Why?\n", r"a table, by its first line; call it \.csv"),
     ("a.txt", "prompt\tx\nWhy?\t1\n".encode("utf-16"), r"a table, .*call it \.tsv"),
     ("a.ipynb", b'{"cells": []}', "a Jupyter notebook; save the data in it as"),
+    ("a.json", b'{"cells": [{"source": ["a"]}], "nbformat": 4}', "a Jupyter notebook; save"),
+    ("a.yaml", b"- prompt: Why?\n", r"YAML; write it as \.jsonl"),
+    ("a.csv", b"- prompt: Why?\n- prompt: How?\n", r"YAML, by its first signs; write it as"),
+    ("a.toml", b"[a]\nprompt = 'Why?'\n", r"TOML; write it as \.jsonl"),
+    ("a.xml", b"<rows><row prompt='Why?'/></rows>", r"XML; write it as \.jsonl"),
+    *((name, b"\x80\x04\x95\x10\0", "pickled by Python; write") for name in ("a.pkl", "a.csv")),
+    ("a.jsonl", b"\x80\x04\x95\x10\0", "pickled by Python; write"),
     *((name, TAR, "an archive; unpack it") for name in ("a.tar.gz", "a.tgz", "a.jsonl.gz")),
     ("a.parquet.gz", gzip.compress(b"PAR1rest"), "a Parquet file, packed with gzip; unpack it"),
     ("a.gz", gzip.compress(LINE.encode()), "packed with gzip; say in its name what is in it"),
@@ -42,6 +49,23 @@ def test_what_a_file_is_and_should_be_called_is_said(tmp_path, name, content, sa
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name}: {says}"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_table_whose_names_are_not_known_is_refused_with_them(tmp_path, separator, quote):
+    names = separator.join(f"{quote}{name}{quote}" for name in ("User Prompt", "Model Answer"))
+    (tmp_path / "a.csv").write_text(f'{names}\n"Why, then; or | not?"{separator}"So."\n')
+    with pytest.raises(DataError, match="no field with a prompt .*are User Prompt, Model Answer"):
+        read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("encoding", ["cp850", "mac_roman", "shift_jis"])
+def test_a_table_in_no_known_encoding_says_what_to_do(tmp_path, encoding):
+    text = "何を書く" if encoding == "shift_jis" else "Où ça? Für à"
+    (tmp_path / "a.csv").write_bytes(f"prompt\n{text}\n".encode(encoding))
+    with pytest.raises(DataError, match="UTF-8.*; save (?:it|the file) as UTF-8"):
+        read(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,14 @@ ASKED = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "
 SYSTEM = {"role": "system", "content": "Be terse."}
 
 # By name, as their authors publish them: what is taken is in docs/data.md.
+ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\nSort.\n\n### Input:\nb a\n\n### Response:\na b"
+)
 KNOWN = {
     "Alpaca": (
-        {"instruction": "Sort.", "input": "b a", "output": "a b", "text": "Below is an instruct…"},
+        {"instruction": "Sort.", "input": "b a", "output": "a b", "text": ALPACA},
         "Sort.\n\nb a",
     ),
     "Dolly": (
@@ -253,8 +258,8 @@ def test_what_is_said_twice_is_asked_once():
         ("words", f"{long}\n\nwords"),
     ):
         assert extract_prompt({"instruction": long, "input": material}) == prompt
-    both = {"instruction": "Why?", "input": "Why? Say.", "context": "Why? So he asked."}
-    assert extract_prompt(both) == "Why? Say.\n\nWhy? So he asked."
+    both = {"instruction": long, "input": f"{long} Say.", "context": f"{long} So he asked."}
+    assert extract_prompt(both) == f"{long} Say.\n\n{long} So he asked."
     asked = {"instruction": "Why?", "context": "It fell, and he asked: why?"}
     assert extract_prompt(asked) == "Why?\n\nIt fell, and he asked: why?"
 
@@ -296,7 +301,7 @@ SHAPES = [
     {"prompt": None, "question": "Why?"},
     {"instruction": "Why?", "input": "", "context": float("nan"), "history": [], "choices": None},
     {"question": "Why?", "choices": {"text": [], "label": []}, "instances": [{"input": ""}]},
-    {"prompt": "Why?", "text": "Q: Why? A: So.", "messages": None},
+    {"prompt": "Why?", "text": "Q: Why? A: So.", "answer": "So.", "messages": None},
     {"prompt": "Why?", "turns": 2, "data": "2024-01-01"},
     {"messages": [{"Role": "User", "Content": "Why?"}], "tools": []},
     {"messages": [{**one, "tool_calls": None, "name": None} for one in ASKED]},

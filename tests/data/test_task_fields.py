@@ -36,6 +36,8 @@ def test_a_part_of_the_task_is_refused_by_its_name(name, value):
     ("name", "value"),
     [
         *((name, "English") for name in ("lang", "src_lang", "language", "source_language")),
+        *((name, 7) for name in ("output_length", "response_length", "format")),
+        *((name, "dry") for name in ("style", "category", "topic", "length", "domain")),
         *((name, [3, 5]) for name in ("input_ids", "attention_mask", "embedding", "logprobs")),
         *(("rows", 7), ("num_rows", 7), ("role", "User"), ("role", "prompter")),
         ("source", ["lmsys-chat-1m", "flan"]),
@@ -121,6 +123,8 @@ ABOUT_ANSWERS = (
     *("gold_passage_1", "answer_passage_text", "reference_document_list", "toxic_text"),
     *("target_audience", "output_style", "response_tone", "target_words", "answer_instruction"),
     *("background_info", "table_header", "instructions_for_model", "language_instructions"),
+    *("audience", "format", "genre", "mood", "tone", "assistant_role", "act_as", "Answer in"),
+    *("output_length", "expected_length", "target_age", "respond_as", "must_include", "age_group"),
 )
 # Labels, though they hold such a word and one for material.
 ANSWERS = (
@@ -174,3 +178,37 @@ def test_of_names_that_may_be_either_the_values_tell(tmp_path, name):
 def test_a_number_that_says_how_long_an_answer_should_be_is_refused(name):
     with pytest.raises(BadRow, match=f"field '{name}' belongs to the task"):
         extract_prompt({"prompt": "Do it.", name: 50})
+
+
+@pytest.mark.parametrize(
+    ("names", "printed"),
+    [
+        (["Notes, other"], "notes_other"),
+        ([""], "unnamed"),
+        (["Time limit (sec)"], "time_limit_sec"),
+        (["Remark; a=b", "Hint: one"], "remark_a_b,hint_one"),
+    ],
+)
+def test_the_way_out_works_as_it_is_printed(tmp_path, names, printed):
+    rows = [
+        {"prompt": f"Say {n}.", names[n % len(names)]: f"There are {n} lamps here."}
+        for n in range(4)
+    ]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=rf"prompts\.ignore={printed};"):
+        extract_prompts(read_rows(path, skip_bad=False))
+    found = extract_prompts(read_rows(path, skip_bad=False), ignore=printed.split(","))
+    assert found == [f"Say {n}." for n in range(4)]
+
+
+def test_words_for_nothing_in_a_task_are_counted_and_named(tmp_path):
+    words = ["None", "None", "N/A", "[]", "<noinput>", "", "b a"]
+    rows = [{"instruction": f"Say {n}.", "input": word} for n, word in enumerate(words)]
+    path = write_rows(tmp_path / "a.jsonl", [*rows, {"prompt": "Why?", "context": "nan"}])
+    read = read_rows(path, skip_bad=False)
+    assert extract_prompts(read)[:2] == ["Say 0.", "Say 1."]
+    assert read.notes == [
+        f"{path}: taken for empty: 'None' in 'input' (rows: 2), 'N/A' in 'input' (rows: 1), '[]' "
+        "in 'input' (rows: 1), 'nan' in 'context' (rows: 1); where it is meant, put it in quotes "
+        "or write it into the prompt"
+    ]

@@ -73,6 +73,17 @@ REFUSED = [
     ("A chat.\n[|Human|] Why?\n[|AI|] So.", "holds '[|Human|]', markup of a chat template"),
     ("A chat.\n### human: Why?\n### assistant: So.", "markup of a chat template"),
     ("bot: Hello.\nuser: Why?", "begins with the assistant"),
+    ("### Instruction:\nSay why.\n\n### Output:\nSo.", "request with its answer (behind '### Out"),
+    ("### Instruction:\nSay why.\n\n### Input:\nIce.\n\n### Output:\nSo.", "with its answer"),
+    ("**Instruction:** Say why.\n\n**Output:** So.", "request with its answer"),
+    ("Instruct: Say why.\nOutput: So.", "request with its answer (behind 'Output:')"),
+    ("Instruct: Say why.\nOutput: So.\nInstruct: And?\nOutput: No.", "with its answer"),
+    ("<question>Why?</question>\n<answer>So.</answer>", "its answer (behind '<answer>')"),
+    ("<instruction>Why?</instruction><response>So.</response>", "request with its answer"),
+    ("<problem>1+1</problem><think>2.</think><solution>2</solution>", "with its answer"),
+    ("Context: Ice is cold.\nUser: Why?\nAssistant: So.", "(from 'User:' on)"),
+    ("Context: Below, all plays list it. Ice.\nUser: Why?\nAI: So.", "dialogue behind other text"),
+    ("Background: Ice is cold.\nHuman: Why?\nAssistant: So.\nHuman: And?", "(from 'Human:' on)"),
 ]
 
 
@@ -129,6 +140,19 @@ PROMPTS = [
     "let f = [|x|] ++ [|user|x|] in f",
     "Explain the answer.\n### Answer: 42",
     "System: Linux.\nUser: root.\nHow do I add another?",
+    "### Instruction:\nSay why.\n\n### Output:",
+    "### Instruction: Is it good?\n### Input: fun\n### Output: yes\n### Input: dull\n### Output:",
+    "### Question:\nSort n numbers.\n\n### Output:\nThe numbers in one line.",
+    "### Instruction:\nName a fruit.\n\n### Output:\nApple\n\nRate the output from 1 to 5.",
+    "Instruct: Name a fruit.\nOutput:",
+    "Instruct me how to cook rice.\nOutput: a list",
+    "<question>Why?</question>\n<answer></answer>",
+    "<question>Why?</question>\n<answer>...</answer>",
+    "<question>Why?</question>\n<answer>So.</answer>\nTurn this into JSON.",
+    "<question>Why?</question>",
+    "Context: a shop. Sum up the chat below.\nUser: Hi.\nAssistant: Ho.",
+    "Context: a shop.\nUser: Hi.\nBot: Ho.\n\nRewrite what the bot says.",
+    "Context: Ice is cold.\nQuestion: Is it?\nAnswer: Yes.",
 ]
 
 
