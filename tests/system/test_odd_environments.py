@@ -1,10 +1,13 @@
 """Odd environments: variables, signals and limits that a starter leaves; folders that change."""
 
 import errno
+import fcntl
 import os
 import pty
 import shutil
 import signal
+import sqlite3
+import stat
 import subprocess
 import sys
 import textwrap
@@ -20,6 +23,7 @@ from selfreward_lite import config
 from selfreward_lite.app import jobs
 from selfreward_lite.cli import advice
 from selfreward_lite.cli.output import write_file
+from selfreward_lite.data import database
 from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
 from selfreward_lite.system import cores, locks, proxies, surroundings
@@ -312,6 +316,62 @@ def test_folder_that_is_moved_or_removed_ends_the_run(store, change):
         store.begin_stage(0, "training", 1)
 
 
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.rename(f"{path}.old")])
+def test_run_whose_lock_was_removed_has_one_writer(store, change):
+    lock = store.folder / "run.lock"
+    change(lock)
+    with pytest.raises(UserError, match="another process is writing .* run.lock was removed") as e:
+        Store.write(store.folder)
+    one_line(e)
+    with Store.read(store.folder) as reader:
+        assert reader.writer(store.folder) is None
+    store.commit(0, "ranked", "a", Outcome(()))
+    assert Store.writer(store.folder) == os.getpid(), "the lock is there again"
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(UserError, match=r"run.lock is a folder: remove it"):
+        Store.write(store.folder)
+    lock.rmdir()
+    store.close()
+    Store.write(store.folder).close()
+
+
+def test_first_writer_ends_where_the_drive_locks_no_folders(tmp_path, monkeypatch):
+    """As network drives do: there a removed lock lets a second writer in."""
+    lock = fcntl.flock
+
+    def refuse_folders(handle: int, kind: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(handle, kind)
+
+    monkeypatch.setattr(fcntl, "flock", refuse_folders)
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    with Store.write(tmp_path) as first:
+        first.begin_stage(0, "ranked", 1)
+        (tmp_path / "run.lock").unlink()
+        second = locks.take(tmp_path / "run.lock", "1")
+        with pytest.raises(UserError, match="run.lock was removed .* so this one ends") as e:
+            first.commit(0, "ranked", "a", Outcome(()))
+        one_line(e)
+        locks.release(second)
+        first.commit(0, "ranked", "a", Outcome(()))
+
+
+@pytest.mark.parametrize("text", ["", "a backup", f"{os.getppid()}", "999999999"])
+def test_holder_of_a_lock_is_named_only_if_it_has_it(tmp_path, monkeypatch, text):
+    """Another program locks the file; the number in it is of a run before."""
+    monkeypatch.setattr(locks, "PATIENCE", 0.05)
+    Store.write(tmp_path).close()
+    holder = os.open(tmp_path / "run.lock", os.O_RDWR | os.O_TRUNC)
+    os.write(holder, text.encode())
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match=r"^another program, which holds run.lock, is writing") as e:
+        Store.write(tmp_path)
+    assert str(tmp_path / "run.lock") in one_line(e)
+    os.close(holder)
+
+
 @pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_models_without_records_are_not_written_over(tmp_path, spoil):
     folder = tmp_path / "mine"
@@ -335,6 +395,29 @@ def test_run_of_a_newer_version_is_named(store):
     ) as e:
         store.settings()
     one_line(e)
+
+
+def test_records_that_another_program_holds_are_one_line(store, monkeypatch):
+    """A database browser, or a backup; `status` reads, a run writes."""
+    monkeypatch.setattr(database, "PATIENCE", 0.05)
+    folder, says = store.folder, "run.sqlite: another program holds it .* close that program"
+    store._db.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(folder / "run.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(UserError, match=says):
+        store.commit(0, "ranked", "a", Outcome(()))
+    other.execute("ROLLBACK")
+    store.commit(0, "ranked", "a", Outcome(()))
+    store.close()
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    for start in (Store.read, Store.write):
+        with pytest.raises(UserError, match=says) as e:
+            start(folder)
+        one_line(e)
+    other.close()
+    with Store.read(folder) as again:
+        assert again.done_items(0, "ranked") == {"a"}
 
 
 def test_report_does_not_overwrite_records(tmp_path):
