@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pty
+import resource
 import shutil
 import signal
 import sqlite3
@@ -26,9 +27,11 @@ from selfreward_lite.cli.output import write_file
 from selfreward_lite.data import database
 from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
+from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system import cores, locks, proxies, surroundings
-from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.processes import child_environment, describe_exit
+from selfreward_lite.training.worker import TaskFailed
 
 
 def python(
@@ -243,6 +246,65 @@ def test_cores_are_counted_where_a_sandbox_forbids_the_mask(monkeypatch):
 
     monkeypatch.setattr(os, "sched_getaffinity", forbid)
     assert cores._count_mask() == os.cpu_count()
+
+
+class FailingWorker:
+    """Fails each task as a child does; `before` is done to the folder of its log."""
+
+    def __init__(self, line: str, before: Callable[[Path], object] = lambda folder: None) -> None:
+        self.line, self.before = line, before
+
+    def do(self, task: str, log: Path, *_: object, **__: object) -> None:
+        self.before(log.parent)
+        raise TaskFailed(self.line)
+
+
+def fail_export(folder: Path, worker: FailingWorker) -> SelfRewardError:
+    folder.mkdir(exist_ok=True)
+    with pytest.raises(SelfRewardError) as e:
+        Runtime(worker).export_base(folder, folder / "base.gguf", config.load("tiny").model)
+    one_line(e)
+    return e.value
+
+
+def test_log_is_named_only_where_it_says_something(tmp_path):
+    log = tmp_path / "base.log"
+    assert "see" not in str(fail_export(tmp_path, FailingWorker("it ended")))
+    said = fail_export(tmp_path, FailingWorker("it ended", lambda _: log.touch()))
+    assert "see" not in str(said)
+    said = fail_export(tmp_path, FailingWorker("it ended", lambda _: log.write_text("why")))
+    assert f"it ended (see {log})" in str(said)
+    assert said.exit_code == 1
+
+
+def test_full_disk_of_a_child_has_advice_as_any_other(tmp_path, monkeypatch):
+    worker = FailingWorker("OSError: [Errno 28] No space left on device: 'base.log'")
+    said = fail_export(tmp_path, worker)
+    assert "MB free. What was committed is kept: free space, and give the same" in str(said)
+    assert said.exit_code == 2
+    full = os.statvfs_result([4096, 4096, 1000, 900, 900, 100, 0, 0, 0, 255])
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    said = fail_export(tmp_path, worker)
+    assert "has 3.7 MB free, and no more files. What was committed is kept: remove" in str(said)
+
+
+def test_folder_that_is_removed_under_a_child_is_one_line(tmp_path):
+    worker = FailingWorker("FileNotFoundError: base.log", shutil.rmtree)
+    said = fail_export(tmp_path / "base", worker)
+    assert "base was removed while this wrote into it" in str(said)
+    assert "give the same command again" in str(said)
+    assert said.exit_code == 2
+    worker.do = lambda *_, **__: shutil.rmtree(tmp_path / "base")
+    assert "base was removed while" in str(fail_export(tmp_path / "base", worker))
+
+
+def test_limit_of_cpu_time_is_named(monkeypatch):
+    assert "`ulimit -t`" in describe_exit(-signal.SIGXCPU)
+    assert "memory" not in describe_exit(-signal.SIGXCPU)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, 0))
+    assert describe_exit(-signal.SIGKILL).endswith("how a system short of memory ends processes")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20, 20))
+    assert "(`ulimit -t`) ends processes: raise it, and" in describe_exit(-signal.SIGKILL)
 
 
 # -- how it is installed ----------
