@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -17,16 +18,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from error_text import one_line
 from repository import ROOT
+from typer.main import get_command
 
 from selfreward_lite import config
 from selfreward_lite.app import jobs
 from selfreward_lite.cli import advice
-from selfreward_lite.cli.output import write_file
+from selfreward_lite.cli import export as cli_export
+from selfreward_lite.cli.main import app
+from selfreward_lite.cli.output import write_file, writing
 from selfreward_lite.data import database
 from selfreward_lite.data.records import Outcome
 from selfreward_lite.data.store import Store
+from selfreward_lite.models import quantize
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system import cores, locks, proxies, surroundings
 from selfreward_lite.system.errors import SelfRewardError, UserError
@@ -350,6 +356,21 @@ def test_broken_or_missing_package_is_one_line(tmp_path, start, text, says):
     assert "pip install -r requirements.txt" in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["json", "typer", "numpy", "pydantic"])
+def test_file_that_hides_a_package_is_named(tmp_path, name):
+    (tmp_path / f"{name}.py").write_text("mine = 1\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "selfreward_lite", "status"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stderr.startswith(f"rename {tmp_path}/{name}.py: it hides a package"), ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert ended.returncode == 2
+
+
 # -- folders that change ----------
 
 
@@ -491,6 +512,60 @@ def test_report_does_not_overwrite_records(tmp_path):
     write_file(tmp_path / "page.html", "page")
     write_file(tmp_path / "page.html", "newer")
     assert (tmp_path / "page.html").read_text() == "newer"
+
+
+def test_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
+    write_file(tmp_path / "page.html", "old")
+    write = Path.write_bytes
+
+    def fill(path: Path, content: bytes) -> None:
+        write(path, content[:1])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    for name in ("page.html", "new.html"):
+        with pytest.raises(UserError, match=f"{name}: cannot be written .No space left") as e:
+            write_file(tmp_path / name, "newer")
+        one_line(e)
+    assert [one.name for one in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_text() == "old"
+
+
+def test_export_that_does_not_fit_names_its_target_and_leaves_nothing(tmp_path):
+    source = tmp_path / "run" / "adapter.gguf"
+    out = tmp_path / "full" / "tiny-M0-adapter"
+    code = errno.ENOSPC
+    with pytest.raises(UserError, match=f"{out}: cannot be written .No.*; free space there") as e:
+        with writing(out):
+            out.mkdir(parents=True)
+            (out / "adapter_config.json").touch()
+            raise OSError(code, os.strerror(code), str(source), None, str(out / source.name))
+    one_line(e)
+    assert not out.exists()
+    out.mkdir()
+    with pytest.raises(UserError), writing(out):
+        raise OSError(code, os.strerror(code))
+    assert out.exists(), "it was there before"
+    with pytest.raises(FileNotFoundError), writing(out):
+        source.read_bytes()  # is no fault of --out
+    named = OSError(code, os.strerror(code), str(source), None, "/bk/adapter.gguf")
+    assert (advice.explain(named) or "").startswith("/bk/adapter.gguf: No space left")
+
+
+@pytest.mark.parametrize("words", [["adapter"], ["pairs"], ["merged"], ["base"]])
+def test_every_export_to_a_place_that_cannot_be_made_is_one_line(store, monkeypatch, words):
+    source = store.folder / "base"
+    source.mkdir()
+    monkeypatch.setattr(cli_export.quantize, "estimate", lambda *_: quantize.Expected(1, 1.0))
+    monkeypatch.setattr(cli_export.quantize, "count_weights", lambda _: 1)
+    monkeypatch.setattr(cli_export, "check_disk", lambda *_: None)
+    monkeypatch.setattr(cli_export.Store, "model", lambda *_: (0, store.folder / "M0"))
+    monkeypatch.setattr(cli_export.model_card, "write_adapter", lambda *given: given[2].mkdir())
+    monkeypatch.setattr(cli_export.model_card, "write_pairs", lambda *given: given[1].mkdir())
+    options = ["--name", "mine", "--runs-dir", str(store.folder.parent), "--out", "/proc/nope"]
+    ended = CliRunner().invoke(get_command(app), ["export", *words, *options])
+    assert isinstance(ended.exception, UserError), ended.exception
+    assert re.match("/proc/nope.*: cannot be written .*; give another --out", str(ended.exception))
 
 
 # -- containers that share a folder of runs ----------
