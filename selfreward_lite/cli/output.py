@@ -80,9 +80,8 @@ def write_file(path: Path, text: str) -> None:
         if path.exists() and not path.is_file():  # such as a pipe, or /dev/stdout
             path.write_bytes(content)
         else:  # a link keeps leading to the file
-            with atomic_write(
-                Path(os.path.realpath(path))
-            ) as part:  # a full disk leaves the old one
+            target = Path(os.path.realpath(path))
+            with atomic_write(target) as part:  # a full disk leaves the old one
                 part.write_bytes(content)
     except OSError as error:
         raise UserError(

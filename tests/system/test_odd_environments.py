@@ -535,11 +535,11 @@ def test_export_that_does_not_fit_names_its_target_and_leaves_nothing(tmp_path):
     source = tmp_path / "run" / "adapter.gguf"
     out = tmp_path / "full" / "tiny-M0-adapter"
     code = errno.ENOSPC
-    with pytest.raises(UserError, match=f"{out}: cannot be written .No.*; free space there") as e:
-        with writing(out):
-            out.mkdir(parents=True)
-            (out / "adapter_config.json").touch()
-            raise OSError(code, os.strerror(code), str(source), None, str(out / source.name))
+    says = f"{out}: cannot be written .No.*; free space there"
+    with pytest.raises(UserError, match=says) as e, writing(out):
+        out.mkdir(parents=True)
+        (out / "adapter_config.json").touch()
+        raise OSError(code, os.strerror(code), str(source), None, str(out / source.name))
     one_line(e)
     assert not out.exists()
     out.mkdir()
@@ -554,9 +554,7 @@ def test_export_that_does_not_fit_names_its_target_and_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("words", [["adapter"], ["pairs"], ["merged"], ["base"]])
 def test_every_export_to_a_place_that_cannot_be_made_is_one_line(store, monkeypatch, words):
-    source = store.folder / "base"
-    source.mkdir()
-    monkeypatch.setattr(cli_export.quantize, "estimate", lambda *_: quantize.Expected(1, 1.0))
+    monkeypatch.setattr(cli_export.quantize, "estimate", lambda *_: quantize.Estimate(1, 1.0, 1))
     monkeypatch.setattr(cli_export.quantize, "count_weights", lambda _: 1)
     monkeypatch.setattr(cli_export, "check_disk", lambda *_: None)
     monkeypatch.setattr(cli_export.Store, "model", lambda *_: (0, store.folder / "M0"))
