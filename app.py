@@ -19,7 +19,7 @@ with explain_imports():
     from selfreward_lite.app.escape import check_auth
     from selfreward_lite.app.library import RunLibrary
     from selfreward_lite.app.openai_api import check_key
-    from selfreward_lite.system.arguments import refuse_empty
+    from selfreward_lite.system.arguments import check_runs_dir, expand_homes, refuse_empty
     from selfreward_lite.system.errors import SelfRewardError, UserError
     from selfreward_lite.system.proxies import without_proxies
     from selfreward_lite.system.surroundings import check_surroundings
@@ -36,15 +36,15 @@ def main() -> None:
         "--listen", action="store_true", help="let others on the network in; needs --auth"
     )
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="who may log in")
-    given = parser.parse_args()
     try:
         refuse_empty(sys.argv[1:])
+        given = parser.parse_args(expand_homes(sys.argv[1:]))
         check_surroundings()
         if given.port is not None and not 0 < given.port < 2**16:
             raise UserError(f"--port {given.port}: give a number from 1 to 65535")
         auth = check_auth(given.listen, given.auth)
         key = check_key(False, os.environ.get("SELFREWARD_KEY"))
-        library = RunLibrary(given.runs_dir.absolute())
+        library = RunLibrary(check_runs_dir(given.runs_dir).absolute())
         # Importing gradio takes as long as loading the model, so both happen at once.
         threading.Thread(target=library.load_tiny_model, daemon=True).start()
         with explain_imports(), without_proxies():  # gradio looks at them when it is imported

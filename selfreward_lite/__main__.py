@@ -31,7 +31,14 @@ def explain_imports() -> Iterator[None]:
         yield
     except KeyboardInterrupt:  # nothing has started that could be interrupted
         sys.exit(130)
-    except ImportError as error:
+    except Exception as error:
+        for file in _list_hiding():
+            _refuse(
+                f"rename {file}: it hides a package, or a part of Python, that selfreward_lite "
+                f"needs ({' '.join(str(error).split())})"
+            )
+        if not isinstance(error, ImportError):
+            raise
         name = error.name or "a package"
         if name.startswith("selfreward_lite"):
             raise
@@ -45,6 +52,20 @@ def explain_imports() -> Iterator[None]:
             f"{name} cannot be imported ({' '.join(str(error).split())}): where LD_LIBRARY_PATH is "
             f"set, as by conda, unset it; else `pip install -r requirements.txt`, {again}"
         )
+
+
+def _list_hiding() -> list[str]:
+    """The files in the current folder that were imported although they are not this package's.
+
+    `python -m` looks for every package there first.
+    """
+    here = os.path.realpath(os.curdir)
+    files = [
+        getattr(module, "__file__", None)
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] not in ("__main__", "__mp_main__", "app", "selfreward_lite")
+    ]
+    return [one for one in files if one and os.path.dirname(os.path.realpath(one)) == here]
 
 
 def _refuse(reason: str) -> None:

@@ -97,8 +97,9 @@ def start_run(runs_dir: Path, request: RunRequest, cwd: Path) -> None:
         raise UserError("hours: more than 0, and at most a year (8760)")
     if not (folder / "run.sqlite").exists():
         config.load(request.preset or "tiny", overrides)  # shows a mistake here, not in the log
-    elif (writer := Store.writer(folder)) is not None:
-        raise UserError(f"process {writer} is running {name} already; watch it, or stop it first")
+    elif Store.writer(folder) is not None:
+        writer = Store.describe_writer(folder)
+        raise UserError(f"{writer} is running {name} already; watch it, or stop it first")
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         _log(folder).write_bytes(b"")

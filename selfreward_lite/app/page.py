@@ -5,7 +5,9 @@ the machine can be read through it: it runs in an empty folder, hands out no fil
 names, and lets no text load a picture or send a form (`guard`).
 """
 
+import errno
 import os
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +147,18 @@ def serve(
             os.chdir("/")
 
 
+def _explain_port(port: int | None, listen: bool) -> str:
+    """Why a port cannot be had: it is in use, or this user may not have it, as with 80."""
+    if port is None:
+        return "in use: from 7860 on"
+    try:
+        socket.create_server(("0.0.0.0" if listen else "127.0.0.1", port)).close()
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return f"{port}: {os.strerror(error.errno or 0)}"
+    return f"in use: {port}"
+
+
 def _make_scratch() -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory()
@@ -185,8 +199,7 @@ def _launch(page: gr.Blocks, port: int | None, listen: bool, auth: tuple[str, st
         )
     except OSError as error:
         # Gradio's own error, that all ports are taken, has no number, and advice for programmers.
-        where = "from 7860 on" if port is None else f"{port}"
-        why = str(error) if error.errno else f"in use: {where}"
+        why = str(error) if error.errno else _explain_port(port, listen)
         raise UserError(f"the page could not be opened ({why}); choose another --port") from None
     except httpx.TransportError as error:
         raise UserError(

@@ -64,5 +64,6 @@ def explain(error: OSError | RuntimeError) -> str | None:
         advice = f"set TMPDIR to a folder that can be written, {AGAIN}"
     if advice is None:
         return None
-    place = "a new process" if advice is PROCESSES else error.filename or "the disk or the output"
+    named = error.filename2 or error.filename  # of a copy the target, which is the one written
+    place = "a new process" if advice is PROCESSES else named or "the disk or the output"
     return f"{as_line(str(place))}: {error.strerror}. {KEPT}: {advice}."

@@ -20,7 +20,7 @@ from selfreward_lite.cli.options import (
     RunsDir,
     base_folder,
 )
-from selfreward_lite.cli.output import emit, say, show_downloads, show_tensors, write_file
+from selfreward_lite.cli.output import emit, say, show_downloads, show_tensors, write_file, writing
 from selfreward_lite.data import hub, votes
 from selfreward_lite.data.store import Store
 from selfreward_lite.models import hf_export, merge, quantize
@@ -117,7 +117,8 @@ def merged(
     needs = {"file": expected.size, "float16 while it is made": float16}
     check_disk(target, needs, "the new file", "free space, or give another --out")
     say(f"{target} in {kind}: {expected}, for quantizing alone")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
     base = into or trained_on.base
     if repository := hub.parse_repository(base):
@@ -181,6 +182,8 @@ def export_base(
         raise UserError(f"{folder} is there already: remove it, or give another --out")
     size = hf_export.count_bytes(read_config(source), dtype)
     check_disk(folder, {"weights": size}, "the new folder", "free space, or give another --out")
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     say(f"{folder} in {dtype}: {format_bytes(size)}")
     weights = "nf4" if model.quantisation == "nf4" else "original"
     tensors = _work("hf_folder", model_dir=source, out=folder, weights=weights, dtype=dtype)
@@ -196,7 +199,9 @@ def adapter(
     """Write a model as a folder to publish: adapter for PEFT and llama.cpp, and a model card."""
     with Store.read(runs_dir / name) as store:
         number, _ = store.model(model)
-        folder = model_card.write_adapter(store, number, out / f"{name}-M{number}-adapter")
+        folder = out / f"{name}-M{number}-adapter"
+        with writing(folder):
+            model_card.write_adapter(store, number, folder)
     _say_how_to_publish(folder)
     emit({"run": name, "model": number, "folder": str(folder)})
 
@@ -205,7 +210,9 @@ def adapter(
 def pairs(name: RunName = "tiny", runs_dir: RunsDir = RUNS, out: OutDir = EXPORTED) -> None:
     """Write the run's preference pairs as a data set to publish: Parquet for TRL, and a card."""
     with Store.read(runs_dir / name) as store:
-        folder = model_card.write_pairs(store, out / f"{name}-pairs")
+        folder = out / f"{name}-pairs"
+        with writing(folder):
+            model_card.write_pairs(store, folder)
     _say_how_to_publish(folder)
     emit({"run": name, "folder": str(folder)})
 
@@ -272,7 +279,8 @@ def quantize_file(
     expected = quantize.estimate(source, out, kind)
     check_disk(out, {"file": expected.size}, "the new file", "free space, or write it elsewhere")
     say(f"{out} in {kind}: {expected}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
     _work("quantize", source=source, out=out, kind=kind)
     seconds = round(perf_counter() - started, 1)

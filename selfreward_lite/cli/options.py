@@ -8,7 +8,12 @@ from typer import Option
 from typer.core import TyperGroup
 
 from selfreward_lite import config
-from selfreward_lite.system.arguments import check_run_name, refuse_empty
+from selfreward_lite.system.arguments import (
+    check_run_name,
+    check_runs_dir,
+    expand_homes,
+    refuse_empty,
+)
 from selfreward_lite.system.errors import UserError
 
 RUNS = Path("runs")
@@ -27,7 +32,7 @@ def check_preset(name: str | None) -> str | None:
     return name
 
 
-RunsDir = Annotated[Path, Option(help="Folder that holds all runs.")]
+RunsDir = Annotated[Path, Option(help="Folder that holds all runs.", callback=check_runs_dir)]
 RunName = Annotated[str, Option(help="Name of the run.", callback=check_name)]
 Iterations = Annotated[int | None, Option(help="Iterations after the seed stage, in total.", min=0)]
 Set = Annotated[
@@ -45,11 +50,11 @@ GgufType = Annotated[
 
 
 class Commands(TyperGroup):
-    """All commands. An empty argument of any of them is refused here."""
+    """All commands. Empty arguments are refused here, and ~ is expanded."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         refuse_empty(args)
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, expand_homes(args))
 
 
 def base_folder(name: str, out: Path = EXPORTED) -> Path:

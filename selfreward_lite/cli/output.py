@@ -1,7 +1,9 @@
 """Output of the commands: lines, tables and progress on stderr, one JSON document on stdout."""
 
+import errno
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +30,11 @@ from rich.text import Text
 from selfreward_lite.data.database import is_database
 from selfreward_lite.run import ask
 from selfreward_lite.system.errors import UserError
+from selfreward_lite.system.files import atomic_write
 from selfreward_lite.system.gpu import gpu_lock, list_gpus
 from selfreward_lite.system.machine import Finding
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUIET_SECONDS = 20.0  # without a terminal, a long stage prints its progress this often
 console = Console(stderr=True, emoji=False)  # a name such as a:fire:b is none
 
@@ -72,12 +76,47 @@ def write_file(path: Path, text: str) -> None:
     try:
         if path.is_file() and is_database(path):
             raise UserError(f"{path} holds the records of a run; give another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        content = text.encode("utf-8", errors="backslashreplace")
+        if path.exists() and not path.is_file():  # such as a pipe, or /dev/stdout
+            path.write_bytes(content)
+        else:  # a link keeps leading to the file
+            target = Path(os.path.realpath(path))
+            with atomic_write(target) as part:  # a full disk leaves the old one
+                part.write_bytes(content)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); give another --out"
         ) from None
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What is written at `out` in the block. Raises UserError that names it where that fails.
+
+    A folder that is new is removed again: half an export is none.
+    """
+    new = not os.path.exists(out)
+    try:
+        yield
+    except BaseException as error:
+        if new:
+            shutil.rmtree(out, ignore_errors=True)
+        if not isinstance(error, OSError) or not _is_about(error, out):
+            raise
+        advice = "free space there, or give" if error.errno in FULL else "give"
+        why = error.strerror or str(error)
+        raise UserError(f"{out}: cannot be written ({why}); {advice} another --out") from None
+
+
+def _is_about(error: OSError, out: Path) -> bool:
+    """Whether an error is of a path at, above or below `out`; copying names its source first."""
+    paths = [Path(os.fsdecode(one)) for one in (error.filename2, error.filename) if one]
+    return (
+        error.errno in FULL
+        or not paths
+        or out.is_relative_to(paths[0])
+        or (paths[0].is_relative_to(out))
+    )
 
 
 def hold_gpu(command: str) -> AbstractContextManager[None]:

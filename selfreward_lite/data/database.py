@@ -21,6 +21,8 @@ _CANNOT_WRITE = (
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_CANTOPEN,
 )
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+PATIENCE = 5.0  # seconds to wait for another connection
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FIXED_TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -43,7 +45,7 @@ CREATE TABLE IF NOT EXISTS promoted (iteration INTEGER PRIMARY KEY, by TEXT);
 
 
 class Database(sqlite3.Connection):
-    """A connection whose errors say what to do about a full, read-only or damaged disk."""
+    """A connection whose errors say what to do about a full or damaged disk, or a held file."""
 
     folder: Path
 
@@ -73,6 +75,12 @@ class Database(sqlite3.Connection):
                     f"{self.folder}: cannot write ({error}; {free:.1f} MB free there). What was "
                     "committed is kept: free space, or make the folder writable, and run the same "
                     "command again"
+                ) from None
+            if code in _BUSY:
+                raise UserError(
+                    f"{self.folder / FILE}: another program holds it ({error}), such as a database "
+                    "browser or a backup. What was committed is kept: close that program, and give "
+                    "the same command again"
                 ) from None
             if code in _DAMAGED:
                 raise UserError(
@@ -154,7 +162,11 @@ def table_name(kind: type) -> str:
 def _connect(name: str, folder: Path) -> Database:
     try:
         database = sqlite3.connect(
-            name, uri=name.startswith("file:"), isolation_level=None, factory=Database
+            name,
+            timeout=PATIENCE,
+            uri=name.startswith("file:"),
+            isolation_level=None,
+            factory=Database,
         )
     except sqlite3.OperationalError as error:
         raise UserError(

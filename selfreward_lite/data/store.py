@@ -68,10 +68,13 @@ class StageRow(NamedTuple):
 class Store:
     """A run's records. Open it with `Store.write` or `Store.read`; close it when done."""
 
-    def __init__(self, folder: Path, database: Database, lock: int | None) -> None:
+    def __init__(
+        self, folder: Path, database: Database, lock: int | None = None, place: int | None = None
+    ) -> None:
         self.folder = folder
         self._db = database
-        self._lock = lock
+        self._lock = lock  # of run.lock, which says who writes
+        self._place = place  # of the folder itself: users remove a lock file to "unlock" it
 
     @classmethod
     def write(cls, folder: Path) -> Self:
@@ -79,32 +82,46 @@ class Store:
         try:
             make_folder(folder)
             lock = locks.take(folder / LOCK, f"{os.getpid()}")
+        except IsADirectoryError:
+            raise UserError(
+                f"{folder / LOCK} is a folder: remove it, and give the same command again"
+            ) from None
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be written ({error.strerror}); give another --runs-dir"
             ) from None
         if lock is None:
             raise UserError(
-                f"process {locks.holder(folder / LOCK)} is writing this run; wait for it, or stop "
-                f"it first ({folder / LOCK})"
+                f"{cls.describe_writer(folder)} is writing this run; wait for it, or stop it "
+                f"first ({folder / LOCK})"
             )
+        place = None
         try:
-            return cls(folder, open_for_writing(folder), lock)
+            place = locks.take_folder(folder)
+            if place is None:
+                raise UserError(
+                    f"another process is writing {folder}, although its {LOCK} was removed or "
+                    "replaced; wait for it, or stop it first"
+                )
+            return cls(folder, open_for_writing(folder), lock, place)
         except BaseException:
-            locks.release(lock)
+            for handle in (lock, place):
+                if handle is not None:
+                    locks.release(handle)
             raise
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Open a run for reading, even while it is written. Raises UserError if there is none."""
-        return cls(folder, open_for_reading(folder), None)
+        return cls(folder, open_for_reading(folder))
 
     def close(self) -> None:
         """Close the file and release the lock. Closing twice is allowed."""
         self._db.close()
-        if self._lock is not None:
-            locks.release(self._lock)
-            self._lock = None
+        for handle in (self._lock, self._place):
+            if handle is not None:
+                locks.release(handle)
+        self._lock = self._place = None
 
     @staticmethod
     def writer(folder: Path) -> int | None:
@@ -116,6 +133,17 @@ class Store:
     def is_writer(folder: Path, process: int) -> bool:
         """Whether the process that has this number here is the one that writes a run."""
         return locks.is_open_in(folder / LOCK, process)
+
+    @classmethod
+    def describe_writer(cls, folder: Path) -> str:
+        """Who holds a run's lock, as far as that is known: its number may be of a process before.
+
+        Another program may have locked the file without writing in it.
+        """
+        process = cls.writer(folder)
+        if process is not None and cls.is_writer(folder, process):
+            return f"process {process}"
+        return f"another program, which holds {LOCK},"
 
     def select(self, query: str, *values: Any) -> list[Any]:
         """Return the rows of a query; only `queries`, this file and backups write SQL."""
@@ -411,15 +439,28 @@ class Store:
             self._db.execute("COMMIT")
 
     def _check_place(self) -> None:
-        """Raise UserError where the folder is not there any more.
+        """Raise UserError where the folder is not there any more, or another process writes it.
 
-        The database would go with it, or be gone, while models were written at the old place.
+        The database would go with it, or be gone, while models were written at the old place. A
+        lock file that was removed is made anew: others see by it that this process writes.
         """
-        if self._lock is not None and not locks.is_in_place(self._lock, self.folder / LOCK):
+        path, who = self.folder / LOCK, f"{os.getpid()}"
+        if self._lock is None or self._place is None or locks.is_in_place(self._lock, path, who):
+            return
+        if not locks.is_in_place(self._place, self.folder):
             raise UserError(
                 f"{self.folder} was moved or removed while this wrote it; give the same command "
                 "again, with the --name or --runs-dir under which it is found now"
             )
+        lock = locks.take(path, who)
+        if lock is None:
+            raise UserError(
+                f"{path} was removed or replaced while this wrote the run, and now "
+                f"{self.describe_writer(self.folder)} writes it too, so this one ends. What was "
+                "committed is kept: wait for the other, or stop it, and give the same command again"
+            )
+        locks.release(self._lock)
+        self._lock = lock
 
     def _names(self, kind: type) -> list[str]:
         """The fields of a kind that this file holds: one that is only read may be older."""

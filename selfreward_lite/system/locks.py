@@ -32,6 +32,22 @@ def take(path: Path, who: str) -> int | None:
     return handle
 
 
+def take_folder(folder: Path) -> int | None:
+    """Lock a folder itself; a handle for `release`, or None if another process has it.
+
+    A lock file can be removed and made anew, a folder that is written cannot. Network drives lock
+    only files that are open for writing: there the handle holds the folder, and locks nothing.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if _try_lock(handle, fcntl.LOCK_EX):
+            return handle
+    except OSError:
+        return handle
+    os.close(handle)
+    return None
+
+
 def release(handle: int) -> None:
     """Release a lock."""
     os.close(handle)
@@ -45,12 +61,15 @@ def holder(path: Path) -> str | None:
     return name
 
 
-def is_in_place(handle: int, path: Path) -> bool:
-    """Whether a lock that is held is still the one at `path`: its folder was not moved away."""
+def is_in_place(handle: int, path: Path, who: str = "") -> bool:
+    """Whether what is held is still what is at `path`: it was not moved, removed or replaced.
+
+    Some drives number a file anew; there a lock file is the same if it is held by `who`.
+    """
     try:
         if os.path.samestat(os.fstat(handle), path.stat()):
             return True
-        return holder(path) is not None  # some drives number a file anew
+        return bool(who) and holder(path) == who
     except (FileNotFoundError, NotADirectoryError):
         return False
 

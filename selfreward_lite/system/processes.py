@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ LAUNCHERS = (
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "PMI_SIZE", "MASTER_ADDR", "MASTER_PORT"),
 )
 LAUNCHED = ("ACCELERATE_", "TORCHELASTIC_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "FSDP_")
+AGAIN = "and give the same command again"
 DEATH = "death"  # the one key of the last message of a JsonProcess
 TAIL_BYTES = 16_000  # of a log, in which the last lines are looked for
 CLOSE_SECONDS = 5.0
@@ -102,8 +104,20 @@ def describe_exit(code: int, subject: str = "it") -> str:
         return f"{subject} ended with exit code {code}"
     known = {one.value: one.name for one in signal.Signals}  # not all real-time signals
     name = known.get(-code, f"signal {-code}")
-    hint = ", which is how a system short of memory ends processes" if name == "SIGKILL" else ""
-    return f"{subject} was ended by {name}{hint}"
+    return f"{subject} was ended by {name}{_explain_signal(name)}"
+
+
+def _explain_signal(name: str) -> str:
+    """Where a signal says why a process was ended: the reason, as far as it is known."""
+    seconds, _ = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = f"a limit of CPU time (`ulimit -t`) ends processes: raise it, {AGAIN}"
+    if name == "SIGXCPU":
+        return f", which is how {limit}"
+    if name != "SIGKILL":
+        return ""
+    if seconds != resource.RLIM_INFINITY:
+        return f", which is how {limit}. A system short of memory does so too"
+    return ", which is how a system short of memory ends processes"
 
 
 def explain_exit(code: int, lines: Sequence[str], subject: str = "it") -> str:

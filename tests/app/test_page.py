@@ -425,3 +425,13 @@ def test_page_that_cannot_be_opened_is_one_line(monkeypatch, error, says):
 def test_page_can_be_built_without_a_run(tmp_path):
     blocks = page.build(page.RunLibrary(tmp_path))
     assert {"Chat"} <= {one.label for one in blocks.blocks.values() if isinstance(one, gr.Tab)}
+
+
+def test_port_that_this_user_may_not_have_is_not_called_in_use(monkeypatch):
+    """Gradio tries ports by itself, and says of each that it is taken."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(page.socket, "create_server", refuse)
+    assert page._explain_port(80, listen=False) == "80: Permission denied"

@@ -1,9 +1,11 @@
 """Empty arguments and names of runs that leave their folder, for every command."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,12 @@ from repository import ROOT
 from typer.main import get_command
 
 from selfreward_lite.cli.main import app
-from selfreward_lite.system.arguments import check_run_name, refuse_empty
+from selfreward_lite.system.arguments import (
+    check_run_name,
+    check_runs_dir,
+    expand_homes,
+    refuse_empty,
+)
 from selfreward_lite.system.errors import UserError
 
 COMMANDS: Any = get_command(app)  # made once: that takes longer than a refusal
@@ -86,6 +93,48 @@ def test_names_that_leave_the_folder_are_refused(name):
 @pytest.mark.parametrize("name", ["tiny", "my run.2", "a:b", "größe", "x" * 200, "M0-", "a\\b"])
 def test_plain_names_of_runs_are_accepted(name):
     assert check_run_name(name) == name
+
+
+def test_slash_of_a_completed_name_is_left_out():
+    assert check_run_name("fast/") == "fast"
+
+
+def test_home_is_expanded_in_every_option(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--runs-dir=~/runs", "--mirror", "~/bk", "--out=~", "~/a b.gguf", "--models-dir=~/x"]
+    expected = ["--runs-dir=/home/me/runs", "--mirror", "/home/me/bk", "--out=/home/me"]
+    assert expand_homes(given) == [*expected, "/home/me/a b.gguf", "--models-dir=/home/me/x"]
+    others = ["s3://b/~/x", "--set", "a=~/x", "./~/x", "--name=~mine", "a~/b", "--mirror=hf://a"]
+    assert expand_homes(others) == others
+    with pytest.raises(UserError, match="no such home folder"):
+        expand_homes(["--runs-dir=~nobody-here/runs"])
+
+
+@pytest.mark.parametrize("command", [["-m", "selfreward_lite", "status"], ["app.py"]])
+def test_commands_and_app_expand_the_home(tmp_path, command):
+    (tmp_path / "runs").write_text("a file")
+    ended = subprocess.run(
+        [sys.executable, *command, "--runs-dir=~/runs"],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"--runs-dir {tmp_path}/runs is a file; give the folder")
+    assert not Path(ROOT / "~").exists()
+
+
+def test_folder_of_one_run_is_no_folder_of_runs(tmp_path):
+    assert check_runs_dir(tmp_path / "new") == tmp_path / "new"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.sqlite").touch()
+    assert check_runs_dir(tmp_path) == tmp_path
+    with pytest.raises(UserError, match=f"is a run itself; .*--runs-dir {tmp_path}, and"):
+        check_runs_dir(tmp_path / "mine")
+    said = refusal("status", "--runs-dir", str(tmp_path / "mine"))
+    assert "is a run itself" in said
 
 
 def test_the_rival_of_another_run_has_a_plain_name_too():
