@@ -32,10 +32,10 @@ def explain_imports() -> Iterator[None]:
     except KeyboardInterrupt:  # nothing has started that could be interrupted
         sys.exit(130)
     except Exception as error:
-        for file in _list_hiding():
+        if hiding := _list_hiding():
             _refuse(
-                f"rename {file}: it hides a package, or a part of Python, that selfreward_lite "
-                f"needs ({' '.join(str(error).split())})"
+                f"rename {hiding[0]}: it hides a package, or a part of Python, that "
+                f"selfreward_lite needs ({' '.join(str(error).split())})"
             )
         if not isinstance(error, ImportError):
             raise

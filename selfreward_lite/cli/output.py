@@ -1,6 +1,5 @@
 """Output of the commands: lines, tables and progress on stderr, one JSON document on stdout."""
 
-import errno
 import json
 import os
 import shutil
@@ -30,11 +29,10 @@ from rich.text import Text
 from selfreward_lite.data.database import is_database
 from selfreward_lite.run import ask
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import atomic_write
+from selfreward_lite.system.files import FULL, atomic_write
 from selfreward_lite.system.gpu import gpu_lock, list_gpus
 from selfreward_lite.system.machine import Finding
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 _QUIET_SECONDS = 20.0  # without a terminal, a long stage prints its progress this often
 console = Console(stderr=True, emoji=False)  # a name such as a:fire:b is none
 

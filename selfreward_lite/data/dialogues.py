@@ -33,15 +33,13 @@ _TEXT_PARTS = ("text", "input_text")
 _OTHER_MEDIA = ("images", "image", "audio", "video", "files", "attachments")
 
 
-class LostField(BadRow):
+class LostInside(BadRow):
     """Fields inside a conversation or the like belong to the task; `names` are all of them."""
 
-    def __init__(self, what: str, names: Sequence[str]):
-        super().__init__(
-            f"{what} has a field {names[0]!r}, which belongs to the task and is not used; write it "
-            "into the text"
-        )
-        self.names = tuple(names)
+    def __init__(self, what: str, names: Sequence[str]) -> None:
+        """Say the first of them, and what it is in."""
+        self.names, self.first = tuple(names), f"{what} has a field {names[0]!r}, which"
+        super().__init__(f"{self.first} belongs to the task and is not used")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def join_first_turn(turns: Sequence[Turn], unused: set[str] | None = None) -> st
         raise BadRow("the conversation has no user's turn before its first answer")
     asked = [one for one in turns[:end] if one.role != "system" or not is_empty(one.content)]
     if lost := [name for turn in asked for name in turn.lost]:
-        raise LostField("a message", [*dict.fromkeys(lost)])
+        raise LostInside("a message", [*dict.fromkeys(lost)])
     unused = set() if unused is None else unused
     unused.update(name for turn in asked for name in turn.unused)
     return join_texts([read_content(turn.content, "the first message", unused) for turn in asked])
@@ -192,7 +190,7 @@ def read_content(content: Any, what: str, unused: set[str] | None = None) -> str
     for part in (one for one in content if isinstance(one, Mapping)):
         lost, others = judge_beside(part, ("type", "text"), text)
         if lost:
-            raise LostField(f"a part of {what}", lost)
+            raise LostInside(f"a part of {what}", lost)
         if unused is not None:
             unused.update(others)
     return text

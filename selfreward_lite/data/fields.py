@@ -39,6 +39,8 @@ MESSAGE_LABELS = (
     *("emojis", "labels", "replies", "events"),
 )
 SCHEMA = frozenset((*MESSAGE, *MESSAGE_STATE, *MESSAGE_LABELS))
+# What asks; the other names of prompts may be those of material beside one.
+ASKING = (*CHATS, *(name for name in PROMPTS if name not in MATERIAL))
 # What a prompt is made of; and all that is read, for ranked data too.
 USED = frozenset((*CHATS, *LISTS, *PROMPTS, *SYSTEM, *MATERIAL, ANSWER, *STATE))
 READ = USED | {*MESSAGE, *MESSAGE_STATE}
@@ -91,18 +93,8 @@ _LABELS = (
     *("key", "name", "names", "type", "types", "kind", "count", "counts", "length", "len", "size"),
     *("tokens", "num", "url", "urls", "uri", "link", "category", "categories", "domain", "domains"),
     *("class", "classes", "cluster", "subset", "split", "dataset", "collection", "version"),
-    *(
-        "model",
-        "models",
-        "generator",
-        "status",
-        "state",
-        "date",
-        "time",
-        "timestamp",
-        "at",
-        "created",
-    ),
+    *("model", "models", "generator", "status", "state", "date", "time", "timestamp", "at"),
+    *("created",),
     *("author", "license", "licence", "tag", "tags", "topics", "difficulty", "level", "weight"),
     *("weights", "seed", "temperature", "embedding", "embeddings", "flag", "flags", "order"),
     *("ip", "views", "ability", "kwargs", "config", "configs"),
@@ -147,7 +139,7 @@ _ASKED = (
     *("problem", "task", "request", "input", "user", "human", "message", "post", "me", "it", "id"),
 )
 _WORK = re.compile(r"(?!training|testing)\w+ing|review|revision|evaluation|correction|assessment")
-_SOURCES = ("original_question", "original_prompt", "original_instruction", "original_query")
+_ORIGINALS = ("original_question", "original_prompt", "original_instruction", "original_query")
 _MATERIALS = (
     *("demonstration", "demonstrations", "shot", "shots", "example", "examples", "passage"),
     *("passages", "document", "documents", "doc", "docs", "article", "articles", "paragraph"),
@@ -225,7 +217,7 @@ def name_kind(name: str) -> Kind:
     if not {*_BEFORE}.isdisjoint(words) or _says_how(words):
         return "task"
     head = _find_head(words)
-    if plain in (*_SOURCES, *_LOOSE_LABELS) or _labels(words, head):
+    if plain in (*_ORIGINALS, *_LOOSE_LABELS) or _labels(words, head):
         return "harmless"
     if not {*_LABELS_ANYWHERE, *_ANSWERS}.isdisjoint(words):
         return _judge_answer(words, head)

@@ -57,6 +57,15 @@ def find_missing(
     )
 
 
+def list_settings(names: Collection[str]) -> str:
+    """Return names of fields as the setting takes them.
+
+    >>> list_settings(["Notes, other", "messages.topic"])
+    'notes_other,messages.topic'
+    """
+    return ",".join(dict.fromkeys(map(_name_path, names)))
+
+
 def _drop_inside(value: Any, left_out: Collection[str]) -> Any:
     held = parse_list(value) if isinstance(value, str) else None
     value = value if held is None else held

@@ -5,7 +5,6 @@ used, or makes the row refused by its name; any other field is named in a note.
 """
 
 import re
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +12,20 @@ from typing import Any
 
 from selfreward_lite.data import fields, other_fields
 from selfreward_lite.data.dialogues import (
-    LostField,
+    LostInside,
     join_first_turn,
     read_content,
     read_first_turn,
     refuse_place_of_media,
     split_dialogue,
 )
+from selfreward_lite.data.fillers import NO_TEXT, is_filler, name_fields, note_fillers
 from selfreward_lite.data.left_out import (
     drop_fields,
     find_missing,
     has_inside,
     is_left_out,
+    list_settings,
     read_ignored,
 )
 from selfreward_lite.data.other_fields import holds_words, is_said, is_text, name_part, squeeze
@@ -47,11 +48,6 @@ from selfreward_lite.system.errors import DataError
 
 _MAIN = (*fields.CHATS, *fields.PROMPTS, *fields.LISTS)
 _NO_ID = ("", "nan", "none", "null")  # how tables and pandas write that there is none
-# What people write where a task has no material.
-_WORDS_FOR_NOTHING = ("n/a", "none", "nan", "null")
-_FILLERS = ("<noinput>", "noinput", "no input", *_WORDS_FOR_NOTHING)
-_NO_TEXT = (*_FILLERS, "<na>", "undefined")  # the same, where the prompt itself should be
-_ASKING = (*fields.CHATS, *(name for name in fields.PROMPTS if name not in fields.MATERIAL))
 _CELL_FAULTS = ("#REF!", "#NAME?", "#VALUE!", "#N/A", "#DIV/0!", "#NULL!", "#NUM!", "#ERROR!")
 
 
@@ -64,12 +60,8 @@ class _LostFields(BadRow):
         super().__init__(
             f"{first} belongs to the task and is not used; write it into the prompt, "
             "or, if the prompt is whole without it, leave it out with the setting prompts.ignore="
-            f"{_list_settings(names)}"
+            f"{list_settings(names)}"
         )
-
-
-def _list_settings(names: Sequence[str]) -> str:
-    return ",".join(dict.fromkeys(map(fields.name_setting, names)))
 
 
 def extract_prompts(rows: DataRows, ignore: Collection[str] = ()) -> list[str]:
@@ -144,8 +136,8 @@ def _extract_from_file(
                 bad = _find_all_lost(bad, placed, task_fields, unread)
             names = "" if _has_prompt(row) else f"; its fields are {list_names([*row, *unread])}"
             rows.refuse(place, str(bad), names)
-    _note_fillers(path, used, rows)
-    _judge_repeats(path, Repeats(found, [*map(name_fields, used)]), rows, unread)
+    note_fillers(path, used, rows)
+    _judge_repeats(path, Repeats(found, used, unread), rows)
     return found
 
 
@@ -167,40 +159,14 @@ def _find_all_lost(
     return _LostFields([*names], first.first)
 
 
-def _note_fillers(path: Path, used: Sequence[DataRow], rows: DataRows) -> None:
-    """Say which words in fields of the task were taken for nothing: they may mean themselves."""
-    counts = Counter(
-        (str(value).strip(), name)
-        for row in used
-        for name, value in row.items()
-        if isinstance(value, str) and _may_mean_itself(fields.normalise_name(name), value)
-    )
-    if counts:
-        found = [
-            f"{text!r} in {name!r} (rows: {count:,})" for (text, name), count in counts.items()
-        ]
-        rows.notes.append(
-            f"{path}: taken for empty: {list_names(found)}; where it is meant, put it in quotes or "
-            "write it into the prompt"
-        )
-
-
-def _may_mean_itself(name: str, value: str) -> bool:
-    word = value.strip().casefold()
-    if name in (*fields.SYSTEM, *fields.MATERIAL):
-        return word in (*_WORDS_FOR_NOTHING, "[]", "{}")
-    return word in _WORDS_FOR_NOTHING and fields.name_kind(name) == "task"
-
-
-def _judge_repeats(path: Path, repeats: Repeats, rows: DataRows, unread: Sequence[str]) -> None:
+def _judge_repeats(path: Path, repeats: Repeats, rows: DataRows) -> None:
     """Refuse a file whose rows differ only in a field of the task; name answers in a note."""
-    repeats.add_unread(unread)
     if lost := repeats.lost:
         raise DataError(
             f"{path}: {repeats.count:,} rows have the prompt of another row and differ in field "
             f"{lost[0]!r}, which is not used; write it into the prompt, or, if the prompts are "
             f"whole without it, leave it out with the setting prompts.ignore="
-            f"{_list_settings(lost)}"
+            f"{list_settings(lost)}"
         )
     if repeats.answers:
         rows.notes.append(
@@ -270,12 +236,9 @@ def _naming(name: str, unused: set[str]) -> Iterator[set[str]]:
     inside: set[str] = set()
     try:
         yield inside
-    except LostField as lost:
-        names = ",".join(f"{name}.{one}" for one in lost.names)
-        raise BadRow(
-            f"field {name!r}: {lost}, or, if the prompt is whole without it, leave it out with "
-            f"the setting prompts.ignore={names}"
-        ) from None
+    except LostInside as lost:
+        names = [f"{name}.{one}" for one in lost.names]
+        raise _LostFields(names, f"field {name!r}: {lost.first}") from None
     unused.update(f"{name}.{one}" for one in inside)
 
 
@@ -286,7 +249,7 @@ def _check_fields(value: Any, used: Collection[str], said: str, unused: set[str]
     kept = {name: one for name, one in value.items() if not is_filler(one)}
     lost, others = other_fields.judge_beside(kept, used, said)
     if lost:
-        raise LostField("the object in it", lost)
+        raise LostInside("the object in it", lost)
     unused.update(others)
 
 
@@ -337,22 +300,6 @@ def _match_words(text: str) -> str:
     return r"\s+".join(map(re.escape, text.split()))
 
 
-def name_fields(row: DataRow) -> dict[str, Any]:
-    """Return the fields that hold something, by name as it is compared.
-
-    Raises BadRow where two names are one.
-    """
-    found: dict[str, Any] = {}
-    for name, value in row.items():
-        plain = fields.normalise_name(name)
-        if is_empty(value) or (plain not in _ASKING and is_filler(value)):
-            continue
-        if plain in found:
-            raise BadRow(f"two fields are named {plain!r}")
-        found[plain] = value
-    return found
-
-
 def read_id(value: Any) -> str | None:
     """Return an id as text, None where there is none; pandas writes whole numbers as 12.0.
 
@@ -393,11 +340,6 @@ def _has_prompt(row: DataRow) -> bool:
 def _is_deleted(row: DataRow) -> bool:
     held = [one for name, one in row.items() if fields.normalise_name(name) == "deleted"]
     return bool(held) and read_truth("deleted", held[0]) is True
-
-
-def is_filler(value: Any) -> bool:
-    """Return whether a value is a word that people and programs write where there is nothing."""
-    return isinstance(value, str) and value.strip().rstrip(".").casefold() in _FILLERS
 
 
 def _find_main(held: Mapping[str, Any], row: DataRow) -> str:
@@ -443,7 +385,7 @@ def _read_main(name: str, value: Any, unused: set[str] | None = None) -> str:
     text = check_text(value, f"field {name!r}")
     if text.strip() in _CELL_FAULTS:
         raise BadRow(f"field {name!r} holds an error of a spreadsheet ({text.strip()})")
-    if text.strip().casefold() in _NO_TEXT:
+    if text.strip().casefold() in NO_TEXT:
         raise BadRow(f"field {name!r} holds only {text.strip()!r}, which stands for nothing")
     turns = split_dialogue(text)
     return join_first_turn(turns, unused) if turns else text
@@ -487,7 +429,7 @@ def _begins_alike(answer: Any, prompt: str) -> bool:
         return True  # an answer that is a dialogue, since the prompt asks for one
     try:
         begin = read_first_turn(answer)
-    except LostField:
+    except LostInside:
         return False
     except BadRow:
         return True

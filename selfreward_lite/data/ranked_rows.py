@@ -11,13 +11,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from selfreward_lite.data.fields import MESSAGE, SCHEMA, normalise_name
+from selfreward_lite.data.fillers import is_filler
 from selfreward_lite.data.other_fields import (
     find_task_fields,
     list_lost_beside_text,
     list_unused_names,
     name_part,
 )
-from selfreward_lite.data.prompt_rows import is_filler, name_shape, read_id
+from selfreward_lite.data.prompt_rows import name_shape, read_id
 from selfreward_lite.data.rows import (
     BadRow,
     DataRow,

@@ -6,11 +6,13 @@ Sets with several answers to a prompt look like that, and so do tasks whose poin
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from selfreward_lite.data import fields
+from selfreward_lite.data.fillers import name_fields
 from selfreward_lite.data.other_fields import is_number
+from selfreward_lite.data.rows import DataRow
 
 # Labels that may be all that tells tasks apart, if a file has only one prompt.
 _TELLING = (
@@ -27,28 +29,27 @@ class Repeats:
     `lost` belong to the task; `answers` are names of answers, which mostly are only that.
     """
 
-    def __init__(self, prompts: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Find the fields. `rows` have them by compared name, in the order of the prompts."""
-        groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    def __init__(
+        self, prompts: Sequence[str], rows: Sequence[DataRow], unread: Sequence[str]
+    ) -> None:
+        """Find the fields. `rows` are in the order of the prompts.
+
+        Columns `unread` are judged as if their values differed.
+        """
+        groups: dict[str, list[DataRow]] = defaultdict(list)
         for prompt, row in zip(prompts, rows, strict=True):
             groups[prompt].append(row)
-        self._groups = {prompt: held for prompt, held in groups.items() if len(held) > 1}
-        self.count = sum(map(len, self._groups.values()))
-        self._only_one = len(groups) == 1 and len(prompts) >= _FEW
+        again = {prompt: held for prompt, held in groups.items() if len(held) > 1}
+        self.count = sum(map(len, again.values()))
         self.lost: list[str] = []
         self.answers: list[str] = []
-        self._are_most = 2 * self.count > len(prompts)
-        if not self._are_most:
+        if 2 * self.count <= len(prompts):
             return
-        for name in dict.fromkeys(name for held in rows for name in held):
-            if self._differ(name):
-                self._judge(name)
-
-    def add_unread(self, names: Sequence[str]) -> None:
-        """Judge columns whose values were not read, as if they differed."""
-        if self._are_most:
-            for name in map(fields.normalise_name, names):
-                self._judge(name)
+        self._only_one = len(groups) == 1 and len(prompts) >= _FEW
+        self._groups = {prompt: [*map(name_fields, held)] for prompt, held in again.items()}
+        held = dict.fromkeys(name for rows in self._groups.values() for row in rows for name in row)
+        for name in (*filter(self._differ, held), *map(fields.normalise_name, unread)):
+            self._judge(name)
 
     def _judge(self, name: str) -> None:
         """Put a field that differs where it belongs, if anywhere."""

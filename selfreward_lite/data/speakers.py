@@ -8,7 +8,7 @@ from selfreward_lite.data.rows import BadRow, DataRow
 from selfreward_lite.data.turn_marks import name_role
 
 # A request under another of these names than `text` makes a row more than a message.
-_OTHERS = frozenset((*fields.CHATS, *fields.PROMPTS)) - {"text", *fields.MATERIAL}
+_OTHERS = frozenset(fields.ASKING) - {"text"}
 
 
 def find_speaker(rows: Sequence[DataRow]) -> str | None:

@@ -36,7 +36,7 @@ NOTES = {
 }
 LENGTHS = {
     "apart": ("the shortest", "the longest", "length control"),
-    "alike": ("the one", "the one", "the two nearest in length"),
+    "alike": ("one", "one", "the two nearest in length"),
 }
 RANKED, HELD_OUT = "ranked by people", "held out"
 JudgedResponse = tuple[Response, tuple[Judgment, ...]]

@@ -11,7 +11,6 @@ Keys are read by the drivers, from the environment or their own files. None is a
 address, and none is in a message.
 """
 
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 
 from selfreward_lite.system.errors import UserError
-from selfreward_lite.system.files import check_disk, hash_file
+from selfreward_lite.system.files import FULL, check_disk, hash_file
 
 LONGEST = 300  # characters of a driver's message that are shown
 ADVICE = "give another --restore-from, or leave it out to start again"
@@ -240,7 +239,7 @@ def _reaching() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             raise
         raise Unreachable(None, describe(error)) from error
 

@@ -4,7 +4,6 @@ This process imports neither torch nor llama.cpp, so it survives their crashes, 
 is freed when it ends. Tests put scripted functions in their place.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,10 +20,10 @@ from selfreward_lite.models.gguf_export import Weights
 from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.run import servers
 from selfreward_lite.system.errors import ExportError, SelfRewardError, TrainingError, UserError
+from selfreward_lite.system.files import FULL
 from selfreward_lite.training.job import Job, Report, TrainingResult
 from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 TokenLists = Sequence[Sequence[int]]
 NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk: libraries name a full disk in many ways
 

@@ -17,6 +17,7 @@ from selfreward_lite.system.errors import UserError
 
 Json = dict[str, Any]  # a JSON object
 MARGIN = 1.1
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, or of what a user may keep there
 MANIFEST = "manifest.json"
 
 

@@ -358,3 +358,23 @@ def test_a_sentence_without_spaces_that_all_rows_have_is_no_label(tmp_path):
     rows = [{"prompt": f"Why {n}?", "系统": "你是一个友好的海盗船长。"} for n in range(9)]
     with pytest.raises(DataError, match="field '系统' belongs to the task"):
         extract_prompts(read_rows(write_rows(tmp_path / "a.jsonl", rows), skip_bad=False))
+
+
+def test_the_way_out_names_the_parts_inside_the_messages_of_all_rows(tmp_path):
+    """As printed, it leaves out all of them: no further one appears in the next round."""
+    parts = ("context", "persona", "max words")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Why, no. {number}?", name: "Ice is cold today."}
+            ]
+        }
+        for number, name in enumerate(parts)
+    ]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as error:
+        extract_prompts(read_rows(path, skip_bad=False))
+    setting = str(error.value).split("prompts.ignore=")[1].split(";")[0]
+    assert setting == "messages.context,messages.persona,messages.max_words"
+    found = extract_prompts(read_rows(path, skip_bad=False), setting.split(","))
+    assert found == [f"Why, no. {number}?" for number in range(3)]

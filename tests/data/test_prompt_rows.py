@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfreward_lite.data import prompt_rows
+from selfreward_lite.data import fillers
 from selfreward_lite.data.data_files import read_rows
 from selfreward_lite.data.fields import normalise_name
 from selfreward_lite.data.other_fields import is_number
@@ -341,7 +341,7 @@ texts = st.text(min_size=1, max_size=60).filter(
         and "\x00" not in text
         and text.strip()[0] not in "[{#"
         and not is_number(text)
-        and text.strip().casefold() not in prompt_rows._NO_TEXT
+        and text.strip().casefold() not in fillers.NO_TEXT
     )
 )
 
@@ -356,30 +356,6 @@ def test_a_prompt_comes_out_as_it_went_in(text):
         {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "ok"}]},
     ):
         assert extract_prompt(row) == text
-
-
-DIALOGUES = [
-    "### Human: Why?### Assistant: So.",
-    "### User:\nWhy?\n\n### Assistant:\nSo.",
-    "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Oh\n\nAssistant: Yes",
-    "USER: Why? ASSISTANT: So.</s>",
-    "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n",
-    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nSo.<|eot_id|>",
-    "<bos><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\nSo.<end_of_turn>",
-    "<|user|>\nWhy?</s>\n<|assistant|>\nSo.</s>",
-    "<|prompter|>Why?<|endoftext|><|assistant|>So.<|endoftext|>",
-]
-
-
-@pytest.mark.parametrize("text", DIALOGUES)
-def test_of_a_dialogue_in_one_text_the_first_turn_is_taken(text):
-    assert extract_prompt({"text": text}) == "Why?"
-
-
-def test_a_system_turn_of_a_dialogue_in_one_text_is_kept():
-    text = "<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
-    assert extract_prompt({"text": text}) == "Be terse.\n\nWhy?"
 
 
 @pytest.mark.parametrize(

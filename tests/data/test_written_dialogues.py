@@ -37,6 +37,16 @@ TAKEN_APART = [
     "<Human>: Why?\n<Bot>: So.",
     "You said:\nWhy?\nChatGPT said:\nSo.",
     "  user: Why?\r\n\r\n  assistant: So.\r\n",
+    "### Human: Why?### Assistant: So.",
+    "### User:\nWhy?\n\n### Assistant:\nSo.",
+    "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Oh\n\nAssistant: Yes",
+    "USER: Why? ASSISTANT: So.</s>",
+    "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nSo.<|eot_id|>",
+    "<bos><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\nSo.<end_of_turn>",
+    "<|user|>\nWhy?</s>\n<|assistant|>\nSo.</s>",
+    "<|prompter|>Why?<|endoftext|><|assistant|>So.<|endoftext|>",
 ]
 
 
@@ -50,6 +60,7 @@ def test_a_system_turn_is_kept_under_every_kind_of_mark():
         "system: Be terse.\nuser: Why?\nassistant: So.",
         "**System:** Be terse.\n**User:** Why?\n**Bot:** So.",
         "<system>Be terse.</system><user>Why?</user><assistant>So.</assistant>",
+        "<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n",
     ):
         assert extract_prompt({"text": text}) == "Be terse.\n\nWhy?"
 

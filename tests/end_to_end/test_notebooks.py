@@ -187,7 +187,7 @@ def test_notebook_form_offers_existing_presets():
 
 @pytest.mark.parametrize("path", NOTEBOOKS[:2], ids=lambda path: path.stem)
 def test_hours_of_a_form_hold_the_seed_stage_and_an_iteration(path):
-    """By `plan` on a T4; and whoever is new is not stopped by a gate that nobody has tried."""
+    """By `plan` on a T4; and a newcomer is not stopped by a gate that nobody has tried."""
     form = {
         found["name"]: ast.literal_eval(found["value"])
         for line in source(path)[0].source.splitlines()

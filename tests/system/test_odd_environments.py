@@ -16,7 +16,6 @@ import pytest
 from error_text import one_line
 from repository import ROOT
 
-from selfreward_lite import config
 from selfreward_lite.app import jobs
 from selfreward_lite.cli import advice
 from selfreward_lite.cli.output import write_file
@@ -285,14 +284,6 @@ def test_broken_or_missing_package_is_one_line(tmp_path, start, text, says):
 
 
 # -- folders that change ----------
-
-
-@pytest.fixture
-def store(tmp_path):
-    with Store.write(tmp_path / "mine") as store:
-        store.state("settings", config.load("tiny").model_dump(mode="json"))
-        store.begin_stage(0, "ranked", 1)
-        yield store
 
 
 @pytest.mark.parametrize("change", [shutil.rmtree, lambda folder: folder.rename(f"{folder}2")])

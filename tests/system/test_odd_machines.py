@@ -35,15 +35,6 @@ from selfreward_lite.system.errors import SelfRewardError, UserError
 from selfreward_lite.system.processes import describe_exit
 from selfreward_lite.training.worker import TaskFailed
 
-
-@pytest.fixture
-def store(tmp_path):
-    with Store.write(tmp_path / "mine") as store:
-        store.state("settings", config.load("tiny").model_dump(mode="json"))
-        store.begin_stage(0, "ranked", 1)
-        yield store
-
-
 # -- locks ----------
 
 
