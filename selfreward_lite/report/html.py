@@ -52,7 +52,7 @@ def render_page(store: Store) -> str:
         supervision=VERIFIED.get(store.settings().pairs.verify, SUPERVISION),
         measured=summary.build_measurement_table(store, document),
         has_exact=any(row["exact_score"] is not None for row in document["iterations"]),
-        pictures={title: plots.to_svg(figure) for title, figure in figures.items()},
+        pictures={name: plots.to_svg(one) for name, one in figures.items() if one.axes},
         advice=early_warnings.list_advice(readings),
         signs=early_warnings.build_sign_table(readings),
         gates=summary.build_gate_table(store),

@@ -64,7 +64,9 @@ def command(*arguments: str) -> Any:
 
 
 def show(*things: Table | Figure) -> None:
-    """Show tables and figures under the cell, in order; a table without rows is left out.
+    """Show tables and figures under the cell, in order.
+
+    A table without rows is left out, and so is a figure without panels.
 
     Texts are shown completely, and dollar signs as dollar signs.
     """
@@ -77,7 +79,7 @@ def show(*things: Table | Figure) -> None:
         if isinstance(one, Table):
             if one.rows:
                 display(pd.DataFrame(one.rows, columns=one.head))
-        else:
+        elif one.axes:
             picture = io.BytesIO()
             one.savefig(picture, format="png", dpi=80)
             display(Image(picture.getvalue()))

@@ -58,8 +58,15 @@ PANELS = {
     "points": Panel(
         "points, 0 to 5",
         "Of answers to held-out prompts: what the model gives itself, what M0, frozen, gives it, "
-        "and, in the tiny world, the exact score.",
-        ("exact_score", "self_score", "outside_score"),
+        "and the exact score, if a program can check the answers; also apart for the kinds of "
+        "constraints that it was trained on and for those that training never showed.",
+        (
+            "exact_score",
+            "exact_score_trained_kinds",
+            "exact_score_unseen_kinds",
+            "self_score",
+            "outside_score",
+        ),
         top=5.0,
     ),
     "agreement": Panel(
@@ -256,23 +263,25 @@ def draw_worth(store: Store, document: RunSummary | None = None) -> Figure:
 
 def draw_training(store: Store) -> Figure:
     """Draw the curves of every training: the loss, and for DPO reward margin and accuracy."""
-    curves = training_curves(store)
+    curves = {title: series for title, series in training_curves(store).items() if series}
     figure, axes = _make_panels(len(curves))
     for one, (title, series) in zip(axes, curves.items(), strict=True):
         for model, points in _group_by(series, "model").items():
             one.plot([row["step"] for row in points], [row["value"] for row in points], label=model)
         one.set_title(title)
         one.set_xlabel("step")
-        if series:
-            one.legend(fontsize="small")
+        one.legend(fontsize="small")
     return figure
 
 
 def draw_scores(store: Store) -> Figure:
-    """Draw how the scores that were trained on are spread, iteration by iteration."""
+    """Draw how the scores that were trained on are spread, a panel for each judge.
+
+    A figure without panels if no judge gave any.
+    """
     found = _group_by(score_shares(store), "judge")
-    figure, axes = _make_panels(max(1, len(found)))
-    for one, (judge, rows) in zip(axes, found.items(), strict=False):
+    figure, axes = _make_panels(len(found))
+    for one, (judge, rows) in zip(axes, found.items(), strict=True):
         one.bar([row["score"] for row in rows], [row["share"] for row in rows])
         one.set_title(f"scores given by {judge}, {rows[0]['count']:,} judgments")
         one.set_xlabel("score, rounded")
@@ -292,10 +301,10 @@ def draw_seconds(store: Store) -> Figure:
 
 def draw_curves(panels: Panels, height: float = HEIGHT) -> Figure:
     """Draw lines over M0, M1, … with error bars; the rule "pick the longer" as a thin level."""
-    figure, axes = _make_panels(max(1, len(panels)), height)
+    figure, axes = _make_panels(len(panels), height)
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colors = {label: f"C{place}" for place, label in enumerate(labels)}
-    for one, (title, lines) in zip(axes, panels.items(), strict=False):
+    for one, (title, lines) in zip(axes, panels.items(), strict=True):
         for label, points in lines.items():
             models, values, errors = zip(*points, strict=True)
             if label == LONGER:  # the same for all models, which judge the same pairs
@@ -334,8 +343,8 @@ def _make_panels(count: int, height: float = HEIGHT) -> tuple[Figure, list[Axes]
     """An empty figure with `count` panels, three in a row."""
     from matplotlib.figure import Figure
 
-    columns = min(3, count)
-    lines = -(-count // columns)
+    columns = min(3, max(1, count))
+    lines = max(1, -(-count // columns))
     figure = Figure(figsize=(WIDTH * columns, height * lines), layout="constrained")
     axes = [figure.add_subplot(lines, columns, place + 1) for place in range(count)]
     for one in axes:

@@ -233,7 +233,7 @@ def test_progress_tab_fills_every_plot_and_table(library):
     assert nothing[tab.body] == gr.update(visible=False)
 
 
-def test_a_plot_has_its_columns_without_any_row(library, monkeypatch):
+def test_a_plot_without_any_row_has_its_columns_and_is_not_shown(library, monkeypatch):
     with gr.Blocks():
         tab = progress.ProgressTab(library, make_header())
     frame = tab.show_curve(TINY, "loss")
@@ -242,7 +242,9 @@ def test_a_plot_has_its_columns_without_any_row(library, monkeypatch):
     only = {key: series if key == "win_rate" else [] for key, series in results.series.items()}
     monkeypatch.setattr(progress, "find_results", lambda *_: results._replace(series=only))
     shown = tab.refresh("mine", "then", "loss", None)
+    assert shown[tab.curves] == gr.update(visible=True)
     for key, panel in PANELS.items():
+        assert shown[tab.frames[key]] == gr.update(visible=key == "win_rate")
         columns = [*filter(None, (panel.x, panel.y, panel.color))]
         assert list(shown[tab.plots[key]].columns) == columns
         assert bool(len(shown[tab.plots[key]])) == (key == "win_rate")

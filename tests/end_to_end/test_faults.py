@@ -224,7 +224,7 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     command = [sys.executable, "-m", "selfreward_lite", "run", "--runs-dir", str(tmp_path / "file")]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 2
-    assert "give another --runs-dir" in ended.stderr
+    assert "is a file; give the folder that holds all runs" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

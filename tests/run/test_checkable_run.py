@@ -132,7 +132,10 @@ def test_the_tables_show_trained_and_unseen_kinds_with_errors(whole):
         assert head == ["exact score, 0 to 5", "base", "M0", "M1", "M2"]
         assert [row[0] for row in rows][:3] == ["all", "trained kinds", "unseen kinds"]
         assert rows[1][-1] == "5.00 ± 0.00"
-        assert "A program decided the pairs, not the model" in html.render_page(store)
+        page = html.render_page(store)
+        assert "A program decided the pairs, not the model" in page
+        assert 'aria-label="worth"' in page
+        assert 'aria-label="scores"' not in page, "no judge scored what was trained on"
 
 
 def test_gates_of_judging_are_listed_as_off(whole):

@@ -91,10 +91,11 @@ class ProgressTab:
         self.library, self.known = library, gr.State(None)
         self.empty = gr.Markdown(NOTHING)
         self.plots: dict[str, Any] = {}
+        self.frames: dict[str, gr.Column] = {}  # around each plot, shown once there is a point
         with gr.Column(visible=False) as self.body:
             with gr.Row():
                 for key, panel in PANELS.items():
-                    with gr.Column(min_width=400):
+                    with gr.Column(min_width=400) as self.frames[key]:
                         kind = gr.ScatterPlot if panel.scatter else gr.LinePlot
                         self.plots[key] = kind(
                             x=panel.x,
@@ -109,7 +110,7 @@ class ProgressTab:
                             y_title=" ",
                         )
                         gr.Markdown(panel.note, elem_classes="fine")
-                with gr.Column(min_width=400):
+                with gr.Column(min_width=400) as self.curves:
                     self.training = gr.LinePlot(
                         x="step",
                         y="value",
@@ -151,7 +152,7 @@ class ProgressTab:
             gates = text_table(None, "9 16 11 64", "Gates", height=320)
         self.tables = [measured, examples, signs, gates]
         outputs = [self.known, self.empty, self.body, *self.plots.values()]
-        outputs += [self.training, self.advice, *self.tables]
+        outputs += [*self.frames.values(), self.curves, self.training, self.advice, *self.tables]
         outputs += [self.tasks, self.task_words, self.task_scores]
         outputs += [self.passports, self.passport_words, self.passport_figures]
         chosen = [header.run, header.news, self.curve]
@@ -179,6 +180,8 @@ class ProgressTab:
             frame = pd.DataFrame(results.series[key], columns=columns)
             # On an axis, scores are categories and not numbers.
             updates[plot] = frame.astype({"score": str}) if panel.x == "score" else frame
+            updates[self.frames[key]] = gr.update(visible=bool(results.series[key]))
+        updates[self.curves] = gr.update(visible=any(results.curves.values()))
         for part, table in zip(self.tables, results.tables, strict=True):
             updates[part] = {"headers": table.head, "data": table.rows}
         advice = "\n".join(f"- ⚠ {escape_markdown(line)}" for line in results.advice)
