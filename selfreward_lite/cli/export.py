@@ -30,7 +30,7 @@ from selfreward_lite.models.parity import CheckedModel
 from selfreward_lite.report import model_card
 from selfreward_lite.system.errors import ExportError, UserError
 from selfreward_lite.system.files import check_disk, format_bytes
-from selfreward_lite.training.worker import TaskFailed, TorchWorker
+from selfreward_lite.training.worker import TaskFailed, TorchWorker, explain_failure
 
 BASE_GGUF = Path("base/base.gguf")  # in the folder of a run
 export = Typer(no_args_is_help=True, help="Get models, pairs and votes out of a run; publish them.")
@@ -298,7 +298,10 @@ def quantize_file(
 
 
 def _work(task: str, **arguments: Any) -> Any:
-    """The result of a torch task in a child process; raises ExportError if it fails."""
+    """The result of a torch task in a child process.
+
+    Raises ExportError if it fails, UserError if that is for want of space where it wrote.
+    """
     with (
         tempfile.TemporaryDirectory() as scratch,
         show_tensors() as show,
@@ -307,4 +310,5 @@ def _work(task: str, **arguments: Any) -> Any:
         try:
             return worker.do(task, Path(scratch) / f"{task}.log", show, **arguments)
         except TaskFailed as failure:
-            raise ExportError(str(failure)) from None
+            written = Path(arguments["out"]).parent if "out" in arguments else Path(scratch)
+            raise explain_failure(ExportError, str(failure), written) from None

@@ -4,8 +4,6 @@ This process imports neither torch nor llama.cpp, so it survives their crashes, 
 is freed when it ends. Tests put scripted functions in their place.
 """
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,13 +17,11 @@ from selfreward_lite.engine.process import ProcessEngine
 from selfreward_lite.models.gguf_export import Weights
 from selfreward_lite.models.parity import AdapterParity
 from selfreward_lite.run import servers
-from selfreward_lite.system.errors import ExportError, SelfRewardError, TrainingError, UserError
-from selfreward_lite.system.files import FULL
+from selfreward_lite.system.errors import ExportError, TrainingError
 from selfreward_lite.training.job import Job, Report, TrainingResult
-from selfreward_lite.training.worker import TaskFailed, TorchWorker
+from selfreward_lite.training.worker import TaskFailed, TorchWorker, explain_failure
 
 TokenLists = Sequence[Sequence[int]]
-NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk: libraries name a full disk in many ways
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,9 @@ class Runtime:
         try:
             return TrainingResult(**self.worker.do("train", log, report, **job.model_dump()))
         except TaskFailed as failure:
-            raise _explain(TrainingError, f"training failed: {failure}", log) from None
+            raise explain_failure(
+                TrainingError, f"training failed: {failure}", log.parent, log
+            ) from None
 
     def export_base(self, model_dir: Path, out: Path, model: Model) -> None:
         """Write the base as GGUF, or use the file that the settings name."""
@@ -101,9 +99,9 @@ class Runtime:
         try:
             answer = self.worker.do(task, log, model_dir=model_dir, out=out, **arguments)
         except TaskFailed as failure:
-            raise _explain(ExportError, str(failure), log) from None
+            raise explain_failure(ExportError, str(failure), log.parent, log) from None
         if not log.parent.is_dir():
-            raise _explain(ExportError, f"{task} was done", log)
+            raise explain_failure(ExportError, f"{task} was done", log.parent, log)
         log.unlink(missing_ok=True)  # the manifest of the folder lists what belongs to the model
         return answer
 
@@ -121,35 +119,3 @@ def open_runtime(backend: str = "auto", *, bare: bool = False) -> Iterator[Runti
 
 def _weights(model: Model) -> Weights:
     return "nf4" if model.quantisation == "nf4" else "original"
-
-
-def _explain(kind: type[SelfRewardError], failure: str, log: Path) -> SelfRewardError:
-    """The error of a task that failed; a full disk, and a folder that is gone, are the user's."""
-    folder = log.parent
-    if not folder.is_dir():
-        return UserError(
-            f"{folder} was removed while this wrote into it ({failure}). What was committed is "
-            "kept: give the same command again"
-        )
-    see = f" (see {log})" if log.is_file() and log.stat().st_size else ""
-    if any(os.strerror(code) in failure for code in FULL):
-        place = os.statvfs(folder)
-        files = ", and no more files" if place.f_files and not place.f_favail else ""
-        free = f"{place.f_bavail * place.f_frsize / 1e6:.1f} MB"
-        return UserError(
-            f"{failure}{see}; the disk of {folder} has {free} free{files}. What was committed is "
-            f"kept: {'remove files there' if files else 'free space'}, and give the same command "
-            "again"
-        )
-    return kind(f"{failure}{see}{_nearly_full(folder)}")
-
-
-def _nearly_full(folder: Path) -> str:
-    """What to add to an error where a full disk is the likely reason."""
-    usage = shutil.disk_usage(folder)
-    if usage.free > min(NEARLY_FULL[0], NEARLY_FULL[1] * usage.total):
-        return ""
-    free = f"{usage.free / 1e6:.1f} MB"
-    return (
-        f"; the disk of {folder} has only {free} free: free space and give the same command again"
-    )

@@ -15,6 +15,7 @@ Nobody uses what an orphan makes, so each end of a pipe that closes ends the pro
 import json
 import os
 import select
+import shutil
 import sys
 import threading
 import traceback
@@ -27,7 +28,8 @@ from typing import Any
 from pydantic import ValidationError, validate_call
 from pydantic_core import to_jsonable_python
 
-from selfreward_lite.system.errors import SelfRewardError
+from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.files import FULL
 from selfreward_lite.system.gpu import allocator_settings
 from selfreward_lite.system.processes import (
     DEATH,
@@ -41,6 +43,7 @@ from selfreward_lite.system.processes import (
 )
 
 BARE = "--bare"
+NEARLY_FULL = (1e9, 0.05)  # bytes, and share of the disk: libraries name a full disk in many ways
 GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux; Windows' Linux
 
 
@@ -104,6 +107,43 @@ class TorchWorker:
                 env=child_environment(allocator_settings(), "one"),
             )
         return self._child
+
+
+def explain_failure(
+    kind: type[SelfRewardError], failure: str, folder: Path, log: Path | None = None
+) -> SelfRewardError:
+    """Return the error of a task that failed while it wrote into `folder`.
+
+    A full disk, and a folder that is gone, are the user's to mend; all else is an error of `kind`.
+    A log that says something is named.
+    """
+    if not folder.is_dir():
+        return UserError(
+            f"{folder} was removed while this wrote into it ({failure}). What was committed is "
+            "kept: give the same command again"
+        )
+    see = f" (see {log})" if log and log.is_file() and log.stat().st_size else ""
+    if any(os.strerror(code) in failure for code in FULL):
+        place = os.statvfs(folder)
+        files = ", and no more files" if place.f_files and not place.f_favail else ""
+        free = f"{place.f_bavail * place.f_frsize / 1e6:.1f} MB"
+        return UserError(
+            f"{failure}{see}; the disk of {folder} has {free} free{files}. What was committed is "
+            f"kept: {'remove files there' if files else 'free space'}, and give the same command "
+            "again"
+        )
+    return kind(f"{failure}{see}{_nearly_full(folder)}")
+
+
+def _nearly_full(folder: Path) -> str:
+    """What to add to an error where a full disk is the likely reason."""
+    usage = shutil.disk_usage(folder)
+    if usage.free > min(NEARLY_FULL[0], NEARLY_FULL[1] * usage.total):
+        return ""
+    free = f"{usage.free / 1e6:.1f} MB"
+    return (
+        f"; the disk of {folder} has only {free} free: free space and give the same command again"
+    )
 
 
 # -- the child ----------

@@ -31,9 +31,9 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.models import quantize
 from selfreward_lite.run.runtime import Runtime
 from selfreward_lite.system import locks
-from selfreward_lite.system.errors import SelfRewardError, UserError
+from selfreward_lite.system.errors import ExportError, SelfRewardError, UserError
 from selfreward_lite.system.processes import describe_exit
-from selfreward_lite.training.worker import TaskFailed
+from selfreward_lite.training.worker import TaskFailed, TorchWorker
 
 # -- locks ----------
 
@@ -158,6 +158,21 @@ def test_full_disk_of_a_child_has_advice_as_any_other(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda _: full)
     said = fail_export(tmp_path, worker)
     assert "has 3.7 MB free, and no more files. What was committed is kept: remove" in str(said)
+
+
+def test_full_disk_of_an_exporting_command_has_the_same_advice(tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    failed = FailingWorker("OSError: [Errno 28] No space left on device")
+    monkeypatch.setattr(TorchWorker, "_open", lambda self: None)
+    monkeypatch.setattr(TorchWorker, "do", lambda self, *all_, **named: failed.do(*all_, **named))
+    with pytest.raises(UserError, match=rf"the disk of {folder} has .* free space, and give the"):
+        cli_export._work("quantize", out=folder / "small.gguf")
+    with pytest.raises(UserError, match="free space, and give the same command again"):
+        cli_export._work("check")
+    failed.line = "the source is no GGUF"
+    with pytest.raises(ExportError, match="the source is no GGUF"):
+        cli_export._work("quantize", out=folder / "small.gguf")
 
 
 def test_folder_that_is_removed_under_a_child_is_one_line(tmp_path):
