@@ -57,7 +57,8 @@ def child_environment(
 
     `defaults` apply where the user has not set the variable. The child keeps to a quota of CPU
     time, takes itself for one of no group of processes, and finds the CUDA libraries that
-    llama.cpp needs, also with no layer on a GPU.
+    llama.cpp needs, also with no layer on a GPU. It imports nothing from its current folder, where
+    a user's torch.py would hide the package.
     """
     own = {
         name: value
@@ -66,6 +67,7 @@ def child_environment(
     }
     found = {**cores.thread_limit(), **defaults, **own}
     found |= cuda.library_path(found.get("LD_LIBRARY_PATH"))
+    found["PYTHONSAFEPATH"] = "1"
     if gpus != "all":
         found |= one_gpu()
     if gpus == "none":  # a CUDA build takes some of a GPU's memory even without a layer on it

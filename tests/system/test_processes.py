@@ -6,6 +6,7 @@ from pathlib import Path
 
 from selfreward_lite.system import processes
 from selfreward_lite.system.processes import DEATH, JsonProcess
+from selfreward_lite.training import worker
 
 CHILD = """
 import json, sys
@@ -28,6 +29,17 @@ def test_lines_that_are_no_messages_neither_end_nor_hang_it(tmp_path):
     assert child.reap() == 0
     assert "Welcome to a library" in child.lines
     assert '{"answer": 2' in child.lines, "a message that a death cut off"
+
+
+def test_a_file_of_the_current_folder_hides_nothing_from_a_child(tmp_path):
+    (tmp_path / "pydantic.py").write_text("raise SystemExit('hidden')")
+    child = ("selfreward_lite.training.worker", worker.BARE)  # it ends when its input does
+    env = processes.child_environment()
+    ended = processes.run_module(*child, cwd=tmp_path, env=env)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    del env["PYTHONSAFEPATH"]
+    ended = processes.run_module(*child, cwd=tmp_path, env=env)
+    assert ended.stderr == "hidden\n", "the file would hide it otherwise"
 
 
 def test_only_a_checkout_is_put_before_the_standard_library(tmp_path, monkeypatch):
