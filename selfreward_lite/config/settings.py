@@ -224,10 +224,10 @@ class Schedule(Section):
 
     rho: float = Field(ge=0, lt=0.5)
     """strength of length control; 0 = none"""
-    lengths: Literal["apart", "alike"] = "apart"
-    """apart: the shortest of the best responses against the longest of the worst (MR). alike: the
-    two of them that are nearest in length, so that a pair teaches no brevity; where constraints are
-    scored, many responses are equally good or bad
+    lengths: Literal["apart", "any"] = "apart"
+    """apart: the shortest of the best responses against the longest of the worst (MR). any: the
+    first drawn of each, whatever its length; where constraints are scored, so many responses are
+    equally good or bad that "apart" would teach brevity
     """
     min_gap: float = Field(0.0, ge=0, le=5)
     """least gap in points of a pair; 0 = any, as in the papers"""

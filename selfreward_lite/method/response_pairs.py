@@ -10,7 +10,6 @@ forbid a response to win, or may decide before the judge does (pairs.verify).
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 from selfreward_lite.config.settings import Schedule, Verify
 from selfreward_lite.data.checkable.score import score_answer
@@ -128,7 +127,7 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
 
     With best S₊ and worst S₋: chosen is the shortest response scoring at least (1−rho)·S₊ + rho·S₋,
     rejected the longest scoring at most (1−rho)·S₋ + rho·S₊. rho in [0, 0.5); 0 is best against
-    worst. With `schedule.lengths` "alike" they are the two of these whose lengths differ least.
+    worst. With `schedule.lengths` "any" they are the first of these in `scored`.
 
     >>> scores = ("a", 5.0, 1900), ("b", 4.2, 1500), ("c", 2.0, 1800)
     >>> schedule = Schedule(rho=0.32, judgment_pairs=False)
@@ -152,19 +151,13 @@ def choose_pair(scored: Sequence[ScoredResponse], schedule: Schedule) -> ChosenP
         chosen = min(high, key=lambda one: (one.length, -one.score))
         rejected = max(low, key=lambda one: (one.length, -one.score))
     else:
-        chosen, rejected = min(product(high, low), key=_unlikeness)
+        chosen, rejected = high[0], low[0]
     if chosen.score - rejected.score < schedule.min_gap - SCORE_TOLERANCE:
         return "scores too close"
     limit = schedule.max_chosen_response
     if limit is not None and chosen.length > limit:
         return "chosen response too long"
     return ChosenPair(chosen, rejected, least, most, len(high), len(low))
-
-
-def _unlikeness(pair: tuple[ScoredResponse, ScoredResponse]) -> tuple[float, ...]:
-    """How much the lengths of two responses differ; of equals, the clearest pair comes first."""
-    chosen, rejected = pair
-    return abs(chosen.length - rejected.length), rejected.score - chosen.score
 
 
 def find_perfect_responses(

@@ -36,7 +36,7 @@ NOTES = {
 }
 LENGTHS = {
     "apart": ("the shortest", "the longest", "length control"),
-    "alike": ("one", "one", "the two nearest in length"),
+    "any": ("the first drawn", "the first drawn", "whatever their lengths"),
 }
 RANKED, HELD_OUT = "ranked by people", "held out"
 JudgedResponse = tuple[Response, tuple[Judgment, ...]]

@@ -115,11 +115,11 @@ def test_pairs_drop_a_chosen_response_above_the_limit():
     )
 
 
-def test_a_pair_may_be_the_two_nearest_in_length():
-    scored = [("a", 5.0, 26), ("b", 5.0, 6), ("c", 2.0, 30), ("d", 2.0, 1), ("e", 2.5, 7)]
+def test_a_pair_may_be_the_first_drawn_of_the_best_and_the_worst():
+    scored = [("e", 2.5, 7), ("b", 4.5, 6), ("a", 5.0, 26), ("c", 2.0, 30), ("d", 2.0, 1)]
     responses = [ScoredResponse(*one) for one in scored]
     for rho, expected in ((0.0, "ac"), (0.2, "be")):
-        schedule = Schedule(rho=rho, judgment_pairs=False, lengths="alike")
+        schedule = Schedule(rho=rho, judgment_pairs=False, lengths="any")
         pair = choose_pair(responses, schedule)
         assert pair.chosen.id + pair.rejected.id == expected
 
