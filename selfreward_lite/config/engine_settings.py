@@ -41,6 +41,10 @@ class EngineSettings(Section):
     """one KV cache for all sequences. false: every sequence has context / (parallel + roots) cells
     of its own, which is faster on a CPU
     """
+    flash: bool | None = None
+    """flash attention; by default on a GPU, and on a CPU where the KV cache is unified. It computes
+    only the cells that are used, so on a CPU it is faster where answers are short for their cells
+    """
 
     @property
     def sequence_cells(self) -> int:

@@ -234,14 +234,13 @@ class LlamaSpec(EngineSettings):
     `exact` keeps the KV cache in float32, switches flash attention and repacked weights off, and
     leaves a GPU without layers alone: other requests in the
     batch then change a logit by 1e-5 instead of 5e-3 (measured on a CPU, logits of spread 4).
-    `check_adapters` refuses an adapter that changes nothing. `flash` and `micro_batch` (tokens
-    computed at once) are chosen by the engine if None.
+    `check_adapters` refuses an adapter that changes nothing. `micro_batch` (tokens computed at
+    once) is chosen by the engine if None.
     """
 
     model: Path
     exact: bool = False
     check_adapters: bool = True
-    flash: bool | None = None
     micro_batch: int | None = None
 
     def with_fewer_cells(self) -> Self:

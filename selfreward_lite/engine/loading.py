@@ -262,9 +262,9 @@ def make_context(model: Any, spec: LlamaSpec) -> Any:
 def uses_flash(spec: LlamaSpec) -> bool:
     """Whether flash attention is used.
 
-    Not on a CPU where every sequence has its own cells: matrix products over all of them make a
-    step nearly twice as fast. In a unified cache they would include other sequences' cells too
-    (measured: docs/log/engine.md).
+    If `spec.flash` does not say, not on a CPU where every sequence has its own cells: with most of
+    them used, matrix products over all make a step nearly twice as fast. In a unified cache they
+    would include other sequences' cells too (measured: docs/log/engine.md).
     """
     default = bool(spec.gpu_layers) or spec.unified
     return not spec.exact and (default if spec.flash is None else spec.flash)
