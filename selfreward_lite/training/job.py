@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import SerializeAsAny, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from selfreward_lite.config.settings import Dpo, Lora, Section, Training
 from selfreward_lite.system.files import hash_file
@@ -47,7 +47,7 @@ class Job(Section):
     row_count: int
     pad: int
     seed: int
-    settings: SerializeAsAny[Training]  # a Dpo if that is the method
+    settings: Dpo | Training  # a Dpo if that is the method
     lora: Lora
     checkpoints: Path
     checkpoint_minutes: float = 10.0
@@ -63,7 +63,7 @@ class Job(Section):
         """Whether `until` is over."""
         return self.until is not None and time.monotonic() > self.until
 
-    @field_validator("settings", mode="plain")
+    @field_validator("settings", mode="before")
     @classmethod
     def _parse_settings(cls, value: Any, info: ValidationInfo) -> Training:
         kind = Dpo if info.data.get("method") == "dpo" else Training
