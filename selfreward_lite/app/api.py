@@ -73,6 +73,7 @@ def define(library: RunLibrary) -> None:
             draw = parse_draw(temperature, top_p, max_tokens)
             with closing(talk.stream_reply(model, messages, draw, seed)) as replies:
                 for reply in replies:
+                    _check_room(reply, talk, max_tokens)
                     yield _to_plain(reply)
 
     def judge(prompt: str, response: str, run: str, model: str = "") -> Json:
@@ -117,6 +118,8 @@ def define(library: RunLibrary) -> None:
             draw = parse_draw(temperature, top_p, max_tokens)
             (*_, a) = talk.stream_reply(model_a, user(prompt), draw, seed)
             (*_, b) = talk.stream_reply(model_b, user(prompt), draw, seed)
+            for reply in (a, b):
+                _check_room(reply, talk, max_tokens)
             (*_, verdict) = talk.stream_verdict(judge, prompt, (a.text, b.text))
             return {
                 "a": {"model": model_a, **_to_plain(a)},
@@ -180,6 +183,15 @@ def _parse_history(turns: object) -> list[Message]:
     if sum(len(message["content"]) for message in found) > MAX_CHARACTERS:
         raise UserError(f"history has more than {MAX_CHARACTERS:,} characters: shorten it")
     return found
+
+
+def _check_room(reply: StreamedReply, talk: Talk, max_tokens: int) -> None:
+    """Raise UserError for a reply that was refused: a sequence has no room for it."""
+    if reply.finish == "refused":
+        raise UserError(
+            f"max_tokens={max_tokens:,}: a sequence of this model has {talk.longest:,} tokens, "
+            "with all that is said before; lower it, or shorten the conversation"
+        )
 
 
 def _to_plain(reply: StreamedReply) -> Json:

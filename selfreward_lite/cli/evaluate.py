@@ -25,7 +25,7 @@ from selfreward_lite.cli.output import (
 )
 from selfreward_lite.cli.prompts import SkipBad, read_own_prompts
 from selfreward_lite.data import task_sets
-from selfreward_lite.data.records import ModelId, Prompt
+from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.rows import describe_counts
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.task_sets import SETS, TASK_SETS, TaskName
@@ -34,7 +34,12 @@ from selfreward_lite.method.statistics import format_with_error
 from selfreward_lite.method.task_card import build_card
 from selfreward_lite.report import plots
 from selfreward_lite.report import tasks as tasks_report
-from selfreward_lite.run.evaluate import EXACT, Evaluation, open_evaluation
+from selfreward_lite.run.evaluate import (
+    EXACT,
+    Evaluation,
+    can_score_exactly,
+    open_evaluation,
+)
 from selfreward_lite.run.steps.tasks import load_asked
 from selfreward_lite.system.arguments import check_run_name
 from selfreward_lite.system.errors import UserError
@@ -88,9 +93,9 @@ def compare(
             raise UserError(f"write options of `evaluate {command}` after the word {command}")
         return
     _check_options(export, against, prompts, context)
-    if judge is None:  # only the tiny world's held-out prompts are not ranked ones
+    if judge is None:
         with Store.read(runs_dir / name) as store:
-            judge = EXACT if store.count(Prompt, origin="held_out") else "M0"
+            judge = EXACT if can_score_exactly(store) else "M0"
     asks_models = judge != EXACT or prompts is not None
     with open_work(name, runs_dir, set_, asks_models=asks_models) as work:
         mine = model or find_newest(work)
@@ -209,7 +214,8 @@ def measure_tasks(
     name: RunName = "tiny",
     runs_dir: RunsDir = RUNS,
     models: Annotated[
-        str | None, Option(help="Models of the run; by default base, M0 and the newest.")
+        str | None,
+        Option(help="Models of the run; by default base, M0, if it was trained, and the newest."),
     ] = None,
     tasks: Annotated[str, Option(help="Task sets.")] = ",".join(TASK_SETS),
     samples: Annotated[int, Option(help="Answers to each prompt.", min=1)] = 4,
@@ -227,7 +233,8 @@ def measure_tasks(
     settings_of_draw = ["evaluation.draw.temperature=0"] if greedy else []
     with open_work(name, runs_dir, [*(set_ or ()), *settings_of_draw]) as work:
         draw = work.run.settings.evaluation.draw
-        wanted = models or f"base,M0,{find_newest(work)}"
+        first = "base,M0" if work.run.settings.seed_stage.trains else "base"  # else M0 is the base
+        wanted = models or f"{first},{find_newest(work)}"
         chosen = [*dict.fromkeys(one.strip() for one in wanted.split(","))]
         for model in chosen:
             work.run.find_model(model)  # before the first is asked

@@ -20,7 +20,7 @@ def check_servers(folder: Path) -> None:
         settings = store.settings()
     base = folder / "base" / "base.gguf"
     paths = servers.find_paths(base, settings.engine)
-    servers.write_presets(settings, paths)
+    changed = servers.write_presets(settings, paths)
     if settings.model.quantisation == "nf4":
         model = base_folder(folder.name).absolute()
         made = f"`python -m selfreward_lite export base --name {folder.name}"
@@ -37,6 +37,8 @@ def check_servers(folder: Path) -> None:
         say(f"--max-model-len is what the base takes; the settings would give {cells} tokens")
     say(f"llama-server, which reads {paths.presets}:")
     say(f"  {servers.llama_command(paths)}")
+    if changed:
+        say("its slots or cells have changed: start llama-server again")
     say(f"both must see {paths.seen_from} as {paths.seen_as}; let only this machine reach them")
     if bad := print_findings(list(servers.ask_servers(settings, base, Store.writer(folder)))):
         raise UserError(

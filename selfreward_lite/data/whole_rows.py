@@ -16,6 +16,7 @@ _PREAMBLE = re.compile(
     r"(?:, paired with an input that provides further context)?\."
     r" write a response that appropriately completes the request\.)"
 )
+_CUT = re.compile(r"below is ?(?:…|\.\.\.)")  # as lists of examples shorten it
 _SIGNS = re.compile(
     r"<[|｜][^<>|｜]*[|｜]>|</?s>|\[/?inst\]|<</?sys>>|<(?:start|end)_of_turn>|<[be]os>"
     r"|(?<=input: )(?:<noinput>|noinput|no input|n/a|none|nan|null)(?= |\Z)"
@@ -39,6 +40,8 @@ def is_whole_row(text: str, asked: str, held: Mapping[str, Any]) -> bool:
     >>> is_whole_row("In Latin.\\nQ: Why?\\nA: So.", "Why?", row)
     False
     """
+    if _CUT.fullmatch(squeeze(text)):
+        return True
     rest = _PREAMBLE.sub("", squeeze(text)).partition("### response:")[0]
     others = _list_texts([one for name, one in held.items() if name != "text"])
     if squeeze(asked) not in rest:

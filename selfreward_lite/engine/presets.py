@@ -3,6 +3,7 @@
 Sections are only ever added: a router that reads the file again would unload a model that changed.
 """
 
+import re
 from pathlib import Path
 
 from selfreward_lite.system.errors import EngineError
@@ -17,6 +18,21 @@ def build_head(slots: int, cells: int) -> str:
     Without cache-ram = 0 an idle slot loses its prompt, which the next sample then computes again.
     """
     return f"version = 1\n\n[*]\nnp = {slots}\nc = {slots * cells}\ncache-ram = 0\n"
+
+
+def write_head(file: Path, slots: int, cells: int) -> bool:
+    """Write the file, or its beginning anew where that differs; returns whether it did that.
+
+    A llama-server that runs goes on as it was started.
+    """
+    head = build_head(slots, cells)
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    if text.startswith(head):
+        return False
+    models = re.search(r"^\[(?!\*\])", text, re.MULTILINE)
+    with atomic_write(file) as part:
+        part.write_text(f"{head}\n{text[models.start() :]}" if models else head, encoding="utf-8")
+    return bool(text)
 
 
 def add_section(file: Path, name: str, model: str, adapter: str | None) -> None:

@@ -23,9 +23,9 @@ STOP_Z = 2.5758293035489004
 ENOUGH_ALIKE, ENOUGH_ORDERED = 20, 40
 SAME_SHARE = 0.95  # of the scores one value: nothing is told apart
 HELP = (
-    "a larger base, another template set (model.templates), best answers to train on first "
-    "(seed_stage.ift_examples), or constraints that decide instead (prompts.constraints, "
-    "pairs.verify=score) may help"
+    "a larger base, another template set (model.templates), an M0 that learns from people's "
+    "answers alone (seed_stage.ift_examples, seed_stage.eft=false), or constraints that decide "
+    "instead (prompts.constraints, pairs.verify=score) may help"
 )
 
 

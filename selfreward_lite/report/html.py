@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 
+from selfreward_lite.config.settings import Settings
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, explore, passport, plots, summary, tasks
@@ -24,11 +25,16 @@ SUPERVISION = (
 VERIFIED = {
     "veto": "A program checked constraints of the prompts: an answer that breaks one was never "
     "chosen. Between the others, the model's own judgments decided.",
-    "score": "A program decided the pairs, not the model: it checks which constraints of a prompt "
-    "an answer keeps. So this shows what training on such an exact score does, and nothing about "
-    "a model that rewards itself. The ranks behind the judge's figures are by that program too, "
-    "if seed_stage.ranked is checkable.",
+    "score": "A program decided the pairs: it checks which constraints of a prompt an answer "
+    "keeps. The model's own judgments decided between answers that keep as many, and to prompts "
+    "without constraints.",
 }
+NO_JUDGE = (
+    "A program decided the pairs, not the model: it checks which constraints of a prompt an answer "
+    "keeps. So this shows what training on such an exact score does, and nothing about a model "
+    "that rewards itself. The ranks behind the judge's figures are by that program too, if "
+    "seed_stage.ranked is checkable."
+)
 
 
 def render_page(store: Store) -> str:
@@ -49,7 +55,7 @@ def render_page(store: Store) -> str:
         duration=format_time(document["seconds"]),
         hardware=store.fact("hardware") or "an unknown machine",
         versions=store.fact("versions") or {},
-        supervision=VERIFIED.get(store.settings().pairs.verify, SUPERVISION),
+        supervision=_describe_supervision(store.settings()),
         measured=summary.build_measurement_table(store, document),
         has_exact=any(row["exact_score"] is not None for row in document["iterations"]),
         pictures={name: plots.to_svg(one) for name, one in figures.items() if one.axes},
@@ -65,6 +71,13 @@ def render_page(store: Store) -> str:
         cut=summary.build_hours_table(store),
         settings=json.dumps(store.fact("settings"), indent=2, ensure_ascii=False),
     )
+
+
+def _describe_supervision(settings: Settings) -> str:
+    """Who decided the pairs."""
+    if not settings.judge.count:
+        return NO_JUDGE
+    return VERIFIED.get(settings.pairs.verify, SUPERVISION)
 
 
 def _load_pairs(store: Store) -> list[tuple[str, PromptHistory]]:

@@ -141,7 +141,8 @@ def _describe_judges(passport: Passport, title: str) -> list[str]:
         words.append(f"{where}: {_describe_order(parts[WHOLE])}")
     if parts[WHOLE].unread_share > 0:
         words.append(
-            f"{where}: {last} could not be read on {parts[WHOLE].unread_share:.1%} of the pairs"
+            f"{where}: {last} said nothing on {parts[WHOLE].unread_share:.1%} of the pairs: they "
+            "did not fit a sequence of its engine, or it could not be read"
         )
     return words
 

@@ -348,6 +348,12 @@ def _answer_all(
     return found
 
 
+def can_score_exactly(store: Store) -> bool:
+    """Return whether a program can score the answers to each of a run's held-out prompts."""
+    held_out = store.records(Prompt, origin="held_out")
+    return bool(held_out) and metrics.score_exactly(held_out, []) is not None
+
+
 def _compare_exactly(prompts: Sequence[Prompt], mine: Answers, theirs: Answers) -> Results:
     ours, others = (metrics.score_exactly(prompts, [*known.values()]) for known in (mine, theirs))
     if ours is None or others is None:

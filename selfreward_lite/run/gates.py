@@ -230,13 +230,14 @@ def _check_judging(evidence: Evidence, limits: Gates) -> Iterator[GateResult]:
         yield from map(_off, ("reading", "judge", "canary"))
         return
     answers = evidence.answers
-    yield _at_least(
-        "reading",
-        answers.judge_written_share if evidence.taught else answers.judge_read_share,
-        limits.min_read_share,
-        f"of the judgments {_reading(evidence.taught)}",
-        "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
-    )
+    if evidence.trained:  # a base was looked at before (first_look)
+        yield _at_least(
+            "reading",
+            answers.judge_written_share if evidence.taught else answers.judge_read_share,
+            limits.min_read_share,
+            f"of the judgments {_reading(evidence.taught)}",
+            "raise dpo.anchor, train on judgment pairs, or lower the learning rate",
+        )
     low, high = evidence.judge_interval
     passed = high >= -limits.max_judge_loss
     reason = f"judge accuracy changed by {low:+.3f} to {high:+.3f} (95 %)"

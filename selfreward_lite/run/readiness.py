@@ -16,7 +16,13 @@ from selfreward_lite.run.prepare import refuse_base
 from selfreward_lite.system import doctor
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import format_bytes
-from selfreward_lite.system.gpu import LARGE, Gpu, list_gpu_users, list_gpus
+from selfreward_lite.system.gpu import (
+    LARGE,
+    Gpu,
+    explain_missing_gpu,
+    list_gpu_users,
+    list_gpus,
+)
 from selfreward_lite.system.gpu_findings import describe_users
 
 Say = Callable[[str], None]
@@ -39,13 +45,31 @@ def check_machine(settings: Settings, folder: Path, say: Say) -> None:
     elif on_gpu:
         doctor.check_without_gpu(is_large=is_large)
     elif is_large:
+        _refuse_missing_gpu()
         say("no GPU: a model with billions of weights answers and trains on the CPU, for days")
-    if gpus and on_gpu:
-        for line in describe_memory(settings, shape, gpus[0]):
-            say(line)
-        for number, gpu in enumerate(gpus[1 : settings.training.processes], start=2):
-            if short := describe_training_memory(settings, shape, gpu):
-                say(f"memory of GPU {number}: {short}")
+    if gpus and (on_gpu or is_large):
+        _compare_memory(settings, shape, gpus[: settings.training.processes], on_gpu, say)
+
+
+def _refuse_missing_gpu() -> None:
+    """Raise UserError where this machine has a GPU that its driver does not show."""
+    if missing := explain_missing_gpu():
+        raise UserError(
+            f"this model would train on the CPU for days ({missing}): `python -m selfreward_lite "
+            "doctor` says how to fix it; if the CPU is meant, set CUDA_VISIBLE_DEVICES=-1"
+        )
+
+
+def _compare_memory(
+    settings: Settings, shape: ModelShape | None, gpus: Sequence[Gpu], on_gpu: bool, say: Say
+) -> None:
+    """Say where a GPU has too little free memory: the first, `on_gpu`, for answers too."""
+    for number, gpu in enumerate(gpus, start=1):
+        if number == 1 and on_gpu:
+            for line in describe_memory(settings, shape, gpu):
+                say(line)
+        elif short := describe_training_memory(settings, shape, gpu):
+            say(f"memory of GPU {number}: {short}")
 
 
 def check_processes(processes: int, gpus: Sequence[Gpu]) -> None:

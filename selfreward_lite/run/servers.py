@@ -29,7 +29,6 @@ from selfreward_lite.engine.server import TIMING, ServerEngine
 from selfreward_lite.models.hf_folder import read_json
 from selfreward_lite.models.pieces import read_pieces
 from selfreward_lite.system.errors import EngineError, UserError
-from selfreward_lite.system.files import atomic_write
 from selfreward_lite.system.machine import Finding
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
@@ -67,6 +66,14 @@ def find_cells(settings: Settings) -> int:
     """
     longest = 2 * max(settings.sft.max_length, settings.dpo.max_length)
     return min(settings.engine.sequence_cells, longest)
+
+
+def find_slots(settings: Settings) -> int:
+    """How many samples llama-server draws at once: its cache is no larger than the engine's here.
+
+    There a slot has its cells for itself.
+    """
+    return max(1, min(settings.engine.parallel, settings.engine.context // find_cells(settings)))
 
 
 def read_longest(base: Path) -> int:
@@ -111,17 +118,15 @@ def llama_command(paths: Paths) -> str:
     return " ".join([*words, "--port", "8001", "--offline", *_key_option()])
 
 
-def write_presets(settings: Settings, paths: Paths) -> None:
-    """Write llama-server's file with the base, unless it is there."""
+def write_presets(settings: Settings, paths: Paths) -> bool:
+    """Write llama-server's file with the base; returns whether slots or cells in it changed."""
     if not paths.base.exists():
         raise UserError(
             f"{paths.base} does not exist yet; start the run once, which writes it first of all"
         )
-    if not paths.presets.exists():
-        with atomic_write(paths.presets) as part:
-            head = presets.build_head(settings.engine.parallel, find_cells(settings))
-            part.write_text(head, encoding="utf-8")
+    changed = presets.write_head(paths.presets, find_slots(settings), find_cells(settings))
     presets.add_section(paths.presets, name_base(paths), paths.seen(paths.base), None)
+    return changed
 
 
 def ask_servers(settings: Settings, base: Path, writer: int | None = None) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ WHEELS = "https://download.pytorch.org/whl"
 DRIVER_PAGE = "https://www.nvidia.com/drivers"
 PACKAGES = "pip install -r requirements.txt"
 GPU_PACKAGES = "pip install -r requirements-gpu.txt"
+PINS = "pip install -r pins.txt"
 # unsloth needs one, PEFT refuses old ones, and a newer one does not load beside torch 2.9.
 TORCHAO = "pip install --no-deps torchao==0.17.0"
 LLAMA = "python -m selfreward_lite llama"
@@ -19,7 +20,17 @@ def install_packages(machine: Machine) -> str:
 
     pip would compile it for the CPU.
     """
-    return GPU_PACKAGES if machine.gpus else PACKAGES
+    return install_gpu_packages(machine) if machine.gpus else PACKAGES
+
+
+def install_gpu_packages(machine: Machine) -> str:
+    """The command for the Python packages of a machine with a GPU.
+
+    A hosted notebook keeps the torch of its image, which fits its driver.
+    """
+    if machine.place in ("colab", "kaggle"):
+        return f"grep -vE '^(#|torch|pandas|matplotlib)' requirements-gpu.txt > pins.txt && {PINS}"
+    return GPU_PACKAGES
 
 
 def install_system_packages(machine: Machine, *names: str) -> str | None:
@@ -41,7 +52,10 @@ def install_driver(machine: Machine) -> str:
     if machine.place not in package:
         return f"install the driver of {DRIVER_PAGE}"
     sudo = _sudo(machine)
-    return f"{sudo}apt install -y {package[machine.place]} && {sudo}reboot"
+    command = f"{sudo}apt install -y {package[machine.place]} && {sudo}reboot"
+    if machine.place == "debian":
+        return f"with contrib and non-free in apt's sources: {sudo}apt update && {command}"
+    return command
 
 
 def update_driver(machine: Machine, number: int) -> str:

@@ -30,6 +30,7 @@ PATIENCE = 30  # seconds for nvidia-smi, which hangs where the driver does
 FOLDER: Path | None = None  # of the locks; by default in the user's home
 DEVICES = Path("/sys/bus/pci/devices")  # Linux's, each a folder; none under WSL2
 NVIDIA, DISPLAY = "0x10de", "0x03"  # a vendor, and how the class of a display controller begins
+HIDDEN = ("", "-1")  # what CUDA_VISIBLE_DEVICES says to use none
 POLL = 0.5  # seconds between two attempts to take the lock
 _log = logging.getLogger(__name__)
 
@@ -107,6 +108,15 @@ def lacks_driver() -> bool:
         and (device / "class").read_text(encoding="ascii").startswith(DISPLAY)
         for device in DEVICES.glob("*")
     )
+
+
+def explain_missing_gpu() -> str | None:
+    """Why no GPU is seen on a machine that has one; None if it has none, or hides it on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
+        return None
+    if fault := find_driver_fault():
+        return f"nvidia-smi fails: {fault}"
+    return "the GPU has no driver" if lacks_driver() else None
 
 
 def list_gpu_users(gpu: Gpu) -> list[GpuUser]:

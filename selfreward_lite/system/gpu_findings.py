@@ -25,7 +25,7 @@ def find_on_gpu(machine: Machine) -> list[Finding]:
         describe_gpu(machine),
         *([_torch(machine, machine.torch)] if machine.torch else []),
         *([_compiler(machine, machine.compiler)] if machine.compiler else []),
-        *([_triton(machine.triton)] if machine.triton else []),
+        *([_triton(machine, machine.triton)] if machine.triton else []),
         *([_four_bit(machine, machine.four_bit)] if machine.four_bit else []),
         *_find_adapter_fault(machine),
         *([_unsloth(machine)] if machine.gpus and not machine.holder else []),
@@ -152,10 +152,10 @@ def _compiler(machine: Machine, probed: Json) -> Finding:
     return Finding("compiler", "good", f"{probed['compiler']} compiles with Python.h")
 
 
-def _triton(probed: Json) -> Finding:
+def _triton(machine: Machine, probed: Json) -> Finding:
     if probed.get("error"):
         text = f"cannot run a kernel on the GPU: {probed['error']}"
-        return Finding("Triton", "bad", text, fixes.GPU_PACKAGES)
+        return Finding("Triton", "bad", text, fixes.install_gpu_packages(machine))
     return Finding("Triton", "good", f"{probed['version']} compiles a kernel and runs it")
 
 
@@ -198,13 +198,13 @@ def _unsloth(machine: Machine) -> Finding:
     """It is not needed: where it fails, transformers trains."""
     if machine.unsloth is None:
         text = "not installed: transformers and bitsandbytes train, in more memory and time"
-        return Finding("unsloth", "note", text, fixes.GPU_PACKAGES)
+        return Finding("unsloth", "note", text, fixes.install_gpu_packages(machine))
     probed = machine.unsloth_import
     if probed is None:
         return Finding("unsloth", "note", f"{machine.unsloth} was not tried: see above")
     if probed.get("error"):
         text = f"{machine.unsloth} cannot be imported, so transformers trains: {probed['error']}"
-        return Finding("unsloth", "note", text, fixes.GPU_PACKAGES)
+        return Finding("unsloth", "note", text, fixes.install_gpu_packages(machine))
     seconds = f"{probed['seconds']:.0f} s"
     return Finding("unsloth", "good", f"{machine.unsloth} is imported in {seconds}; it trains")
 

@@ -30,7 +30,7 @@ from selfreward_lite.models.hf_folder import read_config
 from selfreward_lite.models.memory import count_weights
 from selfreward_lite.system.errors import TrainingError
 from selfreward_lite.system.files import sync_folder
-from selfreward_lite.system.gpu import BF16, LARGE, OLDEST, list_gpus
+from selfreward_lite.system.gpu import BF16, LARGE, OLDEST, explain_missing_gpu, list_gpus
 from selfreward_lite.training import backends, checkpoints, group, launch
 from selfreward_lite.training.backends import Backend
 from selfreward_lite.training.checkpoints import Checkpoint, State, Weights
@@ -286,14 +286,16 @@ def _refuse_slow_cpu(model_dir: Path) -> None:
 
     It would train for days, without a word.
     """
-    if torch.cuda.is_available() or not (gpus := list_gpus()):
+    if torch.cuda.is_available():
         return
+    gpus = list_gpus()
+    unseen = gpus and f"does not see {gpus[0].name} (driver {gpus[0].driver})"
+    reason = f"torch {torch.__version__} {unseen}" if unseen else explain_missing_gpu()
     weights = count_weights(read_config(model_dir))
-    if weights >= LARGE:
+    if reason and weights >= LARGE:
         raise TrainingError(
-            f"torch {torch.__version__} does not see {gpus[0].name} (driver {gpus[0].driver}); "
-            f"{weights / 1e9:.1f} billion weights would train on the CPU for days: `python -m "
-            "selfreward_lite doctor` says how to fix it"
+            f"{reason}; {weights / 1e9:.1f} billion weights would train on the CPU for days: "
+            "`python -m selfreward_lite doctor` says how to fix it"
         )
 
 

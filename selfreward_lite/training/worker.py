@@ -114,7 +114,7 @@ def explain_failure(
 ) -> SelfRewardError:
     """Return the error of a task that failed while it wrote into `folder`.
 
-    A full disk, and a folder that is gone, are the user's to mend; all else is an error of `kind`.
+    A full disk, and a folder that is gone, are the user's to fix; all else is an error of `kind`.
     A log that says something is named.
     """
     if not folder.is_dir():

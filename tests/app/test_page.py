@@ -133,7 +133,8 @@ def test_no_text_opens_a_tag(text):
     for shown_as in (markdown(text), escape_markdown(text), strip_tags(text), page_of):
         assert find_tags(shown_as) == []
     assert unescape(escape_markdown(text)) == unescape(strip_tags(text)) == text
-    assert re.search(r"<[A-Za-z/!?]", markdown(text)) is None
+    outside = re.sub(r"(?ms)^(`{3,})[^`\n]*\n.*?^\1$", "", markdown(text))
+    assert re.search(r"<[A-Za-z/!?]", outside) is None
 
 
 def test_find_tags_finds_tags():
@@ -141,11 +142,21 @@ def test_find_tags_finds_tags():
     assert find_tags(ESCAPES[0]) != []
 
 
-def test_code_stays_readable():
+def test_code_is_shown_as_it_is():
     assert (
-        markdown("`a < b && c` and\n```\nif (a < 3) x &= 1;\n```")
-        == "`a < b && c` and\n```\nif (a < 3) x &= 1;\n```"
+        markdown("`a = b` and\n```\nif (a < 3) x &= 1;\n```")
+        == "`a = b` and\n\n```\nif (a < 3) x &= 1;\n```"
     )
+    nested = "1. Write:\n   ```c\n   #include <stdio.h>\n   int x;\n   ```\n2. Compile <it>."
+    assert markdown(nested) == (
+        "1. Write:\n\n```c\n#include <stdio.h>\nint x;\n```\n\n2. Compile &lt;it>."
+    )
+    assert markdown("~~~ html\n<b>\n````\n~~~") == "`````html\n<b>\n````\n`````"
+    assert markdown("Still writing:\n```c\n#include <std") == (
+        "Still writing:\n\n```c\n#include <std\n```"
+    )
+    assert markdown("a\n\n    <b>") == "a\n\n```\n<b>\n```"
+    assert markdown("a `<b> &amp;` b") == "a &#60;b&#62; &#38;amp; b"
 
 
 def test_hostile_text_is_shown_as_text():

@@ -149,6 +149,16 @@ def test_two_models_are_compared_and_a_third_judges(client):
             "max_tokens=5000: give a number",
         ),
         (
+            (ASKED, TINY, "base", "", None, 0.7, 0.9, 2000),
+            "/chat",
+            "max_tokens=2,000: a sequence of this model has 1,024 tokens",
+        ),
+        (
+            (ASKED, TINY, "base", "base", "", 0.7, 0.9, 2000),
+            "/compare",
+            "max_tokens=2,000: a sequence of this model has 1,024 tokens",
+        ),
+        (
             (ASKED, TINY, "base", "", None, 0.7, 0.9, 24, "abc"),
             "/chat",
             "seed=abc: give a whole number",

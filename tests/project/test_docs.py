@@ -61,14 +61,15 @@ def test_named_paths_exist(page):
 def test_every_finding_of_the_gpu_path_has_tests_that_exist():
     """By file and name; a name without a file is in the file of the name before it."""
     page = (ROOT / "docs" / "log" / "card.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| (F\d+b?) (.*)$", page, re.MULTILINE))
-    assert rows.keys() == {*(f"F{number}" for number in range(1, 28)), "F9b"}
-    for finding, row in rows.items():
+    rows = re.findall(r"^\| (F\d+b?) (.*)$", page, re.MULTILINE)
+    tested = set()
+    for finding, row in rows:
         path, tests = "", re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", row)
-        assert tests, finding
+        tested.update([finding] if tests else [])
         for file, test in tests:
             path = file or path
             assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"
+    assert tested == {*(f"F{number}" for number in range(1, 28)), "F9b"}
 
 
 def test_the_readme_is_short():

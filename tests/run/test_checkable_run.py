@@ -23,6 +23,7 @@ from selfreward_lite.engine.api import Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.report import explore, html, summary
 from selfreward_lite.run import loop, plan, prepare
+from selfreward_lite.run.evaluate import can_score_exactly
 
 SMALL = {
     "model.base": "tiny",
@@ -117,6 +118,7 @@ def test_iterations_have_other_requests_and_unseen_kinds_stay_held_out(whole):
         assert not any(asks_unseen_kind(read_constraints(one)) for one in (*first, *second))
         unseen = [asks_unseen_kind(read_constraints(one)) for one in held_out]
         assert unseen == [False, True] * 8
+        assert can_score_exactly(store)
 
 
 def test_the_tables_show_trained_and_unseen_kinds_with_errors(whole):
@@ -205,4 +207,5 @@ def test_constraints_are_added_to_prompts_that_a_model_writes(tmp_path):
         known = store.metrics(1)
         assert known["exact_score_trained_kinds"] is not None
         assert known.get("exact_score") is None, "not every held-out prompt has constraints"
+        assert not can_score_exactly(store), "so `evaluate` asks M0, as the run did"
         assert known["win_rate_vs_seed"] is not None, "M0 compares the answers"

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from scripted_world import World, run_world
 
-from selfreward_lite.data.records import Judgment
+from selfreward_lite.data.records import Judgment, Prompt
 from selfreward_lite.data.store import Store
 from selfreward_lite.engine.scripted import Reply
 from selfreward_lite.run.steps.seed_stage import FIRST_LOOK
@@ -120,7 +120,7 @@ def test_a_resumed_run_judges_nothing_twice(tmp_path, chat):
 
 @pytest.mark.parametrize(
     "wanted",
-    [400, pytest.param(1_600, marks=pytest.mark.slow)],
+    [200, pytest.param(1_600, marks=pytest.mark.slow)],
     ids=["two rounds", "all data in one round"],
 )
 def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat, wanted):
@@ -138,3 +138,5 @@ def test_eft_stops_when_it_cannot_reach_a_tenth(tmp_path, chat, wanted):
         )
     with Store.read(tmp_path / "run") as store:
         assert store.refusals(0).keys() == {"yield"}, "and status says so"
+        ranked, asked = store.count(Prompt, origin="ranked"), store.done_items(0, "eft_judgments")
+        assert wanted > 200 or len(asked) < ranked / 2, "most were never asked"

@@ -173,6 +173,13 @@ def test_answers_are_cut_as_often_as_those_of_the_base(tiny):
     assert refused(tiny.gates, cut_share=0.3, base_cut_share=0.26) == []
 
 
+def test_an_untrained_base_need_not_write_its_scores(tiny):
+    """The first look decides about it."""
+    unread = {"judge_written_share": 0.1, "judge_read_share": 0.1, "taught": False}
+    assert refused(tiny.gates, **unread) == ["reading"]
+    assert refused(tiny.gates, **unread, trained=False) == []
+
+
 def test_forced_scores_count_where_eft_taught_no_format(tiny):
     forced = {"judge_written_share": 0.0, "judge_read_share": 1.0}
     assert refused(tiny.gates, taught=False, **forced) == []

@@ -264,7 +264,7 @@ def test_order_unread_and_changes_come_in_words():
     )
     assert change == "LLMBar, by comparison: M2 judges better than base, by 3.0 to 9.0 points"
     assert "40% of its verdicts flip; M2 names the first answer in 70%" in order
-    assert "M2 could not be read on 2.0% of the pairs" in unread
+    assert "M2 said nothing on 2.0% of the pairs" in unread
 
 
 # -- where it is shown -----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from selfreward_lite import config
 from selfreward_lite.models import memory
 from selfreward_lite.models.hf_folder import SHAPES
 from selfreward_lite.run import readiness
+from selfreward_lite.system import gpu
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.gpu import Gpu
 
@@ -96,6 +97,29 @@ def test_a_large_model_on_a_cpu_on_purpose_is_told_of_the_days(monkeypatch, tmp_
     assert not doctor.asked
 
 
+def test_a_large_model_does_not_train_on_the_cpu_since_the_driver_fails(
+    monkeypatch, tmp_path, doctor
+):
+    """As after an update of the driver, before the restart."""
+    fault = "Failed to initialize NVML: Driver/library version mismatch"
+    monkeypatch.setattr(gpu, "_ask_driver", lambda *_: ("", fault))
+    with pytest.raises(UserError, match=f"on the CPU for days .nvidia-smi fails: {fault}"):
+        check(monkeypatch, tmp_path, [], "overnight", engine__gpu_layers="0")
+    check(monkeypatch, tmp_path, [], "tiny")
+    monkeypatch.setattr(gpu, "_ask_driver", lambda *_: ("", None))
+    monkeypatch.setattr(gpu, "lacks_driver", lambda: True)
+    with pytest.raises(UserError, match="the GPU has no driver"):
+        check(monkeypatch, tmp_path, [], "overnight", engine__gpu_layers="0")
+
+
+def test_a_gpu_may_be_hidden_on_purpose(monkeypatch):
+    monkeypatch.setattr(gpu, "_ask_driver", lambda *_: ("", "no answer within 30 s"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu.explain_missing_gpu() == "nvidia-smi fails: no answer within 30 s"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert gpu.explain_missing_gpu() is None
+
+
 def test_a_broken_base_is_refused_as_such(monkeypatch, tmp_path, doctor):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
@@ -121,6 +145,10 @@ def test_memory_of_every_gpu_that_trains_is_compared(monkeypatch, tmp_path, doct
     (line,) = [one for one in said if one.startswith("memory of GPU")]
     assert line.startswith("memory of GPU 2: training needs ")
     assert "lower training.processes" in line
+    servers = {"engine__kind": "server", "engine__servers": '["http://127.0.0.1:1"]'}
+    said = check(monkeypatch, tmp_path, cards[1:], "overnight", **servers)
+    (line,) = [one for one in said if one.startswith("memory of GPU")]
+    assert line.startswith("memory of GPU 1: training needs "), "servers answer, this GPU trains"
 
 
 # -- memory ----------

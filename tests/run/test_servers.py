@@ -99,10 +99,24 @@ def test_the_presets_are_written_once_with_the_base(tmp_path):
     (name,) = sections.keys() - {"*"}
     assert name.startswith("tiny-base-")
     assert sections[name] == ["model = /mnt/runs/tiny/base/base.gguf"]
-    slots, cells = settings.engine.parallel, servers.find_cells(settings)
+    slots, cells = servers.find_slots(settings), servers.find_cells(settings)
     assert sections["*"] == [f"np = {slots}", f"c = {slots * cells}", "cache-ram = 0"]
-    servers.write_presets(settings, paths)
+    assert not servers.write_presets(settings, paths)
     assert (tmp_path / "tiny" / PRESETS).read_text() == before
+    fewer = settings.with_values("engine", parallel=slots - 1)
+    assert servers.write_presets(fewer, paths), "so that somebody says it"
+    after = (tmp_path / "tiny" / PRESETS).read_text()
+    assert after == before.replace(f"np = {slots}", f"np = {slots - 1}").replace(
+        f"c = {slots * cells}", f"c = {(slots - 1) * cells}"
+    )
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_the_cache_of_llama_server_is_no_larger_than_the_engines(preset):
+    settings = config.load(preset)
+    slots, cells = servers.find_slots(settings), servers.find_cells(settings)
+    assert 1 <= slots <= settings.engine.parallel
+    assert slots * cells <= settings.engine.context
 
 
 @pytest.fixture

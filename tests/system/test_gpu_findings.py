@@ -97,7 +97,11 @@ def test_a_driver_that_fails_is_not_a_machine_without_gpu():
     ("place", "fix"),
     [
         ("ubuntu", "sudo apt install -y nvidia-driver-580-open && sudo reboot"),
-        ("debian", "sudo apt install -y nvidia-driver && sudo reboot"),
+        (
+            "debian",
+            "with contrib and non-free in apt's sources: sudo apt update && sudo apt install -y "
+            "nvidia-driver && sudo reboot",
+        ),
         ("fedora", "install the driver of https://www.nvidia.com/drivers"),
         ("container", "start the container with the GPU: `docker run --gpus all …`"),
     ],
@@ -274,6 +278,8 @@ def test_an_adapter_must_find_its_place():
 def test_unsloth_is_good_only_if_it_was_imported():
     assert "unsloth" not in said(machine())
     missing = said(machine(RTX, unsloth=None))["unsloth"]
+    hosted = said(machine(RTX, unsloth=None, place="colab"))["unsloth"]
+    assert hosted.fix.startswith("grep -vE '^(#|torch|"), "it keeps the torch of its image"
     assert (missing.state, missing.fix) == ("note", "pip install -r requirements-gpu.txt")
     whole = said(machine(RTX))["unsloth"]
     assert (whole.state, whole.words) == ("good", "2026.10.9 is imported in 24 s; it trains")

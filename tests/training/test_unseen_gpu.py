@@ -46,4 +46,8 @@ def test_a_large_one_may_where_no_gpu_is_known_or_torch_sees_it(large, monkeypat
         there.setattr(torch.cuda, "is_available", lambda: True)
         trainer._refuse_slow_cpu(large.model_dir)
     monkeypatch.setattr(trainer, "list_gpus", list)
+    monkeypatch.setattr(trainer, "explain_missing_gpu", lambda: None)
     trainer._refuse_slow_cpu(large.model_dir)
+    monkeypatch.setattr(trainer, "explain_missing_gpu", lambda: "nvidia-smi fails: no answer")
+    with pytest.raises(TrainingError, match="nvidia-smi fails: no answer; 8.0 billion weights"):
+        trainer._refuse_slow_cpu(large.model_dir)

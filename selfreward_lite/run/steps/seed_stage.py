@@ -1,5 +1,6 @@
 """Seed stage: ranked data, user's prompts, canaries, decoys, and the judgments M0 learns from."""
 
+import itertools
 import math
 import time
 from collections import Counter
@@ -179,14 +180,17 @@ def _rounds(run: RunContext) -> Iterator[int]:
     prompts, wanted = run.ranked().eft, run.settings.seed_stage.train_examples
     most = len(prompts[0].responses) + run.settings.seed_stage.decoys
     count = math.ceil(wanted / most)  # if every judgment agreed
-    while True:
+    for number in itertools.count(1):
         count = min(count, len(prompts))
         yield count
         found = len(_examples(run, count)[0])
         if found >= wanted or count == len(prompts):
             return
-        rate = max(found / count, 0.1 * most)
-        count += max(8, math.ceil((wanted - found) / rate))
+        least = 0.1 * most
+        if found < least * count and number < ROUNDS_BEFORE_CHECK:
+            count *= 2  # hardly any: look at as many again, before all of them are asked
+        else:
+            count += max(8, math.ceil((wanted - found) / max(found / count, least)))
 
 
 def _examples(run: RunContext, count: int) -> tuple[list[eft.EftExample], Counter[str]]:
