@@ -257,7 +257,8 @@ def hostile(chromium, tmp_path, monkeypatch):
     found = SimpleNamespace(run="hostile", adapters=models, settings=settings)
     judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
     monkeypatch.setattr(library, "models", lambda run: found)
-    reply = StreamedReply(f"```\n{HOSTILE}\n\n{HOSTILE}", 3, "stop", 0.1, 0.2)
+    text = f"{HOSTILE}\n```c\n{INCLUDE}\n{HOSTILE}\n\n{HOSTILE}"
+    reply = StreamedReply(text, 3, "stop", 0.1, 0.2)
     verdict = PairVerdict("a", HOSTILE, HOSTILE)
     monkeypatch.setattr(Talk, "stream_reply", lambda *_: once(reply))
     monkeypatch.setattr(Talk, "stream_score", lambda *_: once(Score(1, (judgment,))))
@@ -275,6 +276,7 @@ def hostile(chromium, tmp_path, monkeypatch):
         refreshes.set()
 
 
+INCLUDE = "#include <stdio.h>"
 HARM = """() => {
     const found = [];
     for (const one of document.querySelectorAll('form, iframe, object, embed, img, script')) {
@@ -295,6 +297,7 @@ def test_no_text_becomes_part_of_the_page(hostile):
     browser_tools.send(page, f"Hello {HOSTILE}")
     page.locator("#talk").get_by_text(re.compile("scores itself")).last.click()
     page.wait_for_timeout(500)
+    assert INCLUDE in page.locator("#talk pre").first.inner_text(), "code is shown as it is"
     harm = page.evaluate(HARM)
     browser_tools.open_tab(page, "Compare")
     browser_tools.compare(page, HOSTILE, "Left is better")
