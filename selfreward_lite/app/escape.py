@@ -12,6 +12,7 @@ from selfreward_lite.system.errors import UserError
 
 _PARSER = MarkdownIt("commonmark")
 _CODE = re.compile(r"(?<!`)`(?!`)([^`\n]+)`(?!`)")
+_OPENS = re.compile(r"<[A-Za-z/!?]|!\[")  # a tag or a picture, if a parser sees no code there
 _FENCE = re.compile(r"`{3,}|~{3,}")
 _LANGUAGE = re.compile(r"[\w+#.-]{1,30}")
 _PICTURE = re.compile(r"!(?=\[)")
@@ -43,8 +44,8 @@ def markdown(text: str) -> str:
     edge, in a fence that is longer than any inside, and no other fence is left: so every parser
     sees the same blocks, and nothing else may hold a tag.
 
-    >>> print(markdown("<b>bold</b> & `a b` `<b>`\\n~~~c\\n#include <stdio.h>\\n~~~"))
-    &lt;b>bold&lt;/b> &amp; `a b` &#60;b&#62;
+    >>> print(markdown("<b>bold</b> & `a < b` `<b>`\\n~~~c\\n#include <stdio.h>\\n~~~"))
+    &lt;b>bold&lt;/b> &amp; `a < b` &#60;b&#62;
     <BLANKLINE>
     ```c
     #include <stdio.h>
@@ -68,7 +69,7 @@ def _escape_lines(lines: list[str]) -> str:
         if place % 2 == 0:
             pieces[place] = _FENCE.sub(lambda found: _number(found[0]), strip_tags(piece))
         else:  # in code, `&lt;` would be shown as it is written
-            pieces[place] = escape_markdown(piece) if re.search("[<&!]", piece) else f"`{piece}`"
+            pieces[place] = escape_markdown(piece) if _OPENS.search(piece) else f"`{piece}`"
     return "".join(pieces).strip("\n")
 
 

@@ -21,7 +21,7 @@ def build_head(slots: int, cells: int) -> str:
 
 
 def write_head(file: Path, slots: int, cells: int) -> bool:
-    """Write the file, or its beginning anew where that differs; returns whether it did that.
+    """Write the file, or its beginning anew; returns whether another beginning was there.
 
     A llama-server that runs goes on as it was started.
     """

@@ -8,7 +8,6 @@ WHEELS = "https://download.pytorch.org/whl"
 DRIVER_PAGE = "https://www.nvidia.com/drivers"
 PACKAGES = "pip install -r requirements.txt"
 GPU_PACKAGES = "pip install -r requirements-gpu.txt"
-PINS = "pip install -r pins.txt"
 # unsloth needs one, PEFT refuses old ones, and a newer one does not load beside torch 2.9.
 TORCHAO = "pip install --no-deps torchao==0.17.0"
 LLAMA = "python -m selfreward_lite llama"
@@ -29,7 +28,8 @@ def install_gpu_packages(machine: Machine) -> str:
     A hosted notebook keeps the torch of its image, which fits its driver.
     """
     if machine.place in ("colab", "kaggle"):
-        return f"grep -vE '^(#|torch|pandas|matplotlib)' requirements-gpu.txt > pins.txt && {PINS}"
+        kept = "grep -vE '^(#|torch(vision)?=|pandas|matplotlib)' requirements-gpu.txt > pins.txt"
+        return f"{kept} && pip install -r pins.txt"
     return GPU_PACKAGES
 
 

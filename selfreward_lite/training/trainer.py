@@ -288,9 +288,9 @@ def _refuse_slow_cpu(model_dir: Path) -> None:
     """
     if torch.cuda.is_available():
         return
-    gpus = list_gpus()
-    unseen = gpus and f"does not see {gpus[0].name} (driver {gpus[0].driver})"
-    reason = f"torch {torch.__version__} {unseen}" if unseen else explain_missing_gpu()
+    reason = explain_missing_gpu()
+    if gpus := list_gpus():
+        reason = f"torch {torch.__version__} does not see {gpus[0].name} (driver {gpus[0].driver})"
     weights = count_weights(read_config(model_dir))
     if reason and weights >= LARGE:
         raise TrainingError(

@@ -257,7 +257,7 @@ def hostile(chromium, tmp_path, monkeypatch):
     found = SimpleNamespace(run="hostile", adapters=models, settings=settings)
     judgment = Judgment("i", 0, "M1", "r", 0, HOSTILE, "stop", 3, 4.0, 4.0)
     monkeypatch.setattr(library, "models", lambda run: found)
-    text = f"{HOSTILE}\n```c\n{INCLUDE}\n{HOSTILE}\n\n{HOSTILE}"
+    text = f"{HOSTILE}\n```c\n{INCLUDE}\n{HOSTILE}\n\n{HOSTILE}\n```\n{DISGUISED}"
     reply = StreamedReply(text, 3, "stop", 0.1, 0.2)
     verdict = PairVerdict("a", HOSTILE, HOSTILE)
     monkeypatch.setattr(Talk, "stream_reply", lambda *_: once(reply))
@@ -277,6 +277,15 @@ def hostile(chromium, tmp_path, monkeypatch):
 
 
 INCLUDE = "#include <stdio.h>"
+# What looks like code to some Markdown parsers, and to others not; the last block is never closed.
+DISGUISED = "\n\n".join(
+    (
+        f"\\`{HOSTILE}\\`",
+        f"`` ` {HOSTILE} `` ` {HOSTILE}",
+        f"~~~\n```\n~~~\n{HOSTILE}\n```",
+        f"x ```\n\n{HOSTILE}\n\n```",
+    )
+)
 HARM = """() => {
     const found = [];
     for (const one of document.querySelectorAll('form, iframe, object, embed, img, script')) {

@@ -144,8 +144,8 @@ def test_find_tags_finds_tags():
 
 def test_code_is_shown_as_it_is():
     assert (
-        markdown("`a = b` and\n```\nif (a < 3) x &= 1;\n```")
-        == "`a = b` and\n\n```\nif (a < 3) x &= 1;\n```"
+        markdown("`a < b && c` and\n```\nif (a < 3) x &= 1;\n```")
+        == "`a < b && c` and\n\n```\nif (a < 3) x &= 1;\n```"
     )
     nested = "1. Write:\n   ```c\n   #include <stdio.h>\n   int x;\n   ```\n2. Compile <it>."
     assert markdown(nested) == (

@@ -84,6 +84,15 @@ def test_a_text_that_holds_the_prompt_is_the_whole_row_only_if_the_rest_is_there
     assert extract_prompt({"messages": chat, "text": written}) == "Why?"
 
 
+@pytest.mark.parametrize("shortened", ["Below is …", "Below is ..."])
+def test_alpacas_text_may_be_shortened_to_its_first_words(shortened):
+    row = {"instruction": "Sort these words by length.", "input": "cat, ox", "output": "x"}
+    asked = extract_prompt(row)
+    assert extract_prompt({**row, "text": shortened}) == asked
+    with pytest.raises(BadRow, match="field 'text' says something else"):
+        extract_prompt({**row, "text": "Below is a rule: write in Latin."})
+
+
 @pytest.mark.parametrize("nothing", ["nan", "None", "null", "N/A", "<NA>"])
 def test_what_programs_write_for_nothing_is_no_prompt(nothing):
     with pytest.raises(BadRow, match=f"field 'prompt' holds only '{nothing}'"):

@@ -279,7 +279,7 @@ def test_unsloth_is_good_only_if_it_was_imported():
     assert "unsloth" not in said(machine())
     missing = said(machine(RTX, unsloth=None))["unsloth"]
     hosted = said(machine(RTX, unsloth=None, place="colab"))["unsloth"]
-    assert hosted.fix.startswith("grep -vE '^(#|torch|"), "it keeps the torch of its image"
+    assert hosted.fix.startswith("grep -vE '^(#|torch("), "it keeps the torch of its image"
     assert (missing.state, missing.fix) == ("note", "pip install -r requirements-gpu.txt")
     whole = said(machine(RTX))["unsloth"]
     assert (whole.state, whole.words) == ("good", "2026.10.9 is imported in 24 s; it trains")
