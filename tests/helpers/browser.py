@@ -67,6 +67,21 @@ def send(page: Page, text: str) -> None:
     )
 
 
+def retry(page: Page) -> None:
+    """Have the first reply written anew, and wait until it has its score."""
+    page.evaluate(
+        """() => {
+            const isBusy = () => [...document.querySelectorAll('button')]
+                .some(one => one.textContent.trim() == 'Stop' && one.offsetParent)
+            window.busy = new Promise(done => new MutationObserver(() => isBusy() && done())
+                .observe(document.body, {subtree: true, childList: true, attributes: true}))
+        }"""
+    )
+    page.get_by_label("Retry").first.click()
+    page.evaluate("() => window.busy")
+    page.get_by_role("button", name="Send", exact=True).wait_for(timeout=60 * SECONDS)
+
+
 def compare(page: Page, text: str, choice: str) -> None:
     """Have both models answer, vote, and wait for the judge."""
     page.get_by_placeholder("Write a prompt for both models").fill(text)

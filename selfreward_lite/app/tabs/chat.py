@@ -114,10 +114,12 @@ class ChatTab:
     def show(self, turns: list[Turn]) -> Updates:
         return {self.turns: turns, self.chatbot: render(turns)}
 
-    def answer(self, turns: list[Turn], values: Values, request: gr.Request) -> Iterator[Updates]:
+    def answer(
+        self, turns: list[Turn], values: Values, request: gr.Request, **text_box: str
+    ) -> Iterator[Updates]:
         """Have the last turn answered, then judged; yields the conversation as it grows."""
-        box = {self.prompt.text: gr.update(value="", interactive=False)}
-        yield self.show(turns) | self.prompt.show_busy(True) | box
+        updates = self.show(turns) | self.prompt.show_busy(True)
+        yield updates | {self.prompt.text: gr.update(interactive=False, **text_box)}
         *earlier, last = turns
         with errors_as_toasts():
             run, speaker = self.choose_model(values)
@@ -156,7 +158,7 @@ class ChatTab:
         text = values[self.prompt.text].strip()
         if text:
             turns = [*values[self.turns], Turn(text, values[self.model] or "")]
-            yield from self.answer(turns, values, request)
+            yield from self.answer(turns, values, request, value="")  # only what is sent leaves
 
     def retry(self, event: About, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():
