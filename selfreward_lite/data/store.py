@@ -34,6 +34,7 @@ from selfreward_lite.system.files import find_manifest_faults, make_folder
 LOCK = "run.lock"
 WHOLE = "all"  # the item name of a stage that is done in one piece
 NO_TIME = "no time left"  # the reason of what --hours left out
+TIME_IS_UP = "time is up"  # the fact that says how the last command ended where --hours ended it
 
 
 class StageRow(NamedTuple):

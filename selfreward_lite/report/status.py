@@ -7,7 +7,7 @@ from typing import Literal
 from selfreward_lite.data.database import FILE
 from selfreward_lite.data.queries import find_last_step
 from selfreward_lite.data.records import ModelId
-from selfreward_lite.data.store import StageRow, Store
+from selfreward_lite.data.store import TIME_IS_UP, StageRow, Store
 from selfreward_lite.system.errors import UserError
 from selfreward_lite.system.files import MANIFEST
 
@@ -28,6 +28,7 @@ class RunStatus:
     refused: dict[str, str] = field(default_factory=dict)
     may_accept: bool = False
     birth: str = ""  # differs between runs of the same name
+    time_is_up: str = ""  # how --hours ended the last command, if it did
 
     @property
     def candidate(self) -> str:
@@ -90,6 +91,7 @@ def _read_run(store: Store, process: int | None) -> RunStatus:
         refused,
         state == "refused" and has_manifest and store.is_done(candidate, "evaluation"),
         store.fact("birth") or "",
+        store.fact(TIME_IS_UP) or "",
     )
 
 

@@ -23,7 +23,7 @@ from selfreward_lite.data.records import (
     ResponsePair,
 )
 from selfreward_lite.data.rows import describe_counts
-from selfreward_lite.data.store import NO_TIME, StageRow, Store
+from selfreward_lite.data.store import NO_TIME, TIME_IS_UP, StageRow, Store
 from selfreward_lite.method.judgments import SCORE_TOLERANCE, score_responses
 from selfreward_lite.method.metrics import measure_longer
 from selfreward_lite.method.statistics import mean_or_none, nan_to_none
@@ -428,7 +428,7 @@ def build_training_table(store: Store) -> Table:
 
 
 def build_hours_table(store: Store) -> Table:
-    """Return what `--hours` cut of each model; no rows where it cut nothing."""
+    """Return what `--hours` cut of each model, and how it ended the last command, if it did."""
     rows = []
     wanted, stages = store.settings().prompts.count, store.stages()
     for model in map(ModelId, store.models()):
@@ -449,6 +449,8 @@ def build_hours_table(store: Store) -> Table:
             [model.name, what, f"{kept:,.0f}", "–" if of is None else f"{of:,.0f}"]
             for what, kept, of in cut
         ]
+    if reason := store.fact(TIME_IS_UP):
+        rows.append([ModelId(store.next_model()).name, reason, "–", "–"])
     return Table(["cut by --hours", "", "kept", "of"], rows)
 
 

@@ -5,10 +5,11 @@ are called again, in order.
 """
 
 import math
+import time
 from collections.abc import Callable
 
 from selfreward_lite.config.settings import Settings
-from selfreward_lite.data.store import Store
+from selfreward_lite.data.store import TIME_IS_UP, Store
 from selfreward_lite.run import budget, prepare
 from selfreward_lite.run.ask import Watch
 from selfreward_lite.run.context import RunContext
@@ -23,6 +24,7 @@ from selfreward_lite.run.steps import (
     tasks,
     training,
 )
+from selfreward_lite.system.errors import OutOfTime
 
 Step = Callable[[RunContext, int], None]
 
@@ -75,15 +77,25 @@ def run(
     """Do what is missing of the seed stage and of `settings.iterations` iterations.
 
     Iterations are cut to be done by `deadline` (on the clock of time.monotonic). Raises GateStop
-    where a gate refuses a model; the run can be resumed after it.
+    where a gate refuses a model, and OutOfTime where too little is left for the next step. The run
+    can be resumed after both.
     """
     context = prepare.open_run(store, settings, runtime, watch, deadline)
+    if store.fact(TIME_IS_UP):
+        store.state(TIME_IS_UP, None)  # of an earlier command
     try:
         if is_finished(store, settings):  # its models answer on the base, which a copy has not
             export.export_base(context, 0)
         for number in range(store.next_model(), settings.iterations + 1):
             for step in ITERATION if number else SEED_STAGE:
                 step(context, number)
+    except OutOfTime as end:
+        store.state(TIME_IS_UP, str(end))
+        raise
+    except KeyboardInterrupt:
+        if time.monotonic() >= deadline:
+            store.state(TIME_IS_UP, "the hours ended in the middle of a step; its items are kept")
+        raise
     finally:
         context.release_engine()
 

@@ -337,6 +337,10 @@ def test_an_empty_form_means_the_preset():
         ),
         (RunStatus("mine", "stopped", newest=1), "Resume continues where it stopped"),
         (
+            RunStatus("mine", "stopped", time_is_up="0.1 hours are left"),
+            "limit: 0.1 hours are left",
+        ),
+        (
             RunStatus(
                 "mine", "refused", newest=1, refused={"length": "1.9 <b>times</b>"}, may_accept=True
             ),

@@ -15,6 +15,7 @@ from selfreward_lite.data.tiny import TINY_MODEL
 from selfreward_lite.engine.scripted import ScriptedEngine
 from selfreward_lite.models.chat_format import ChatFormat
 from selfreward_lite.report import summary
+from selfreward_lite.report.status import read_status
 from selfreward_lite.run import loop, plan, prepare
 from selfreward_lite.system.errors import OutOfTime
 
@@ -168,6 +169,24 @@ def test_too_few_hours_for_an_iteration_stop_before_it(clock, seeded):
     assert error.value.exit_code == 130
     assert clock.now == began
     assert facts_of(seeded) == (0, None, 0)
+    with Store.read(seeded) as store:
+        assert summary.build_hours_table(store).rows == [["M1", str(error.value), "–", "–"]]
+    assert read_status(seeded).time_is_up == str(error.value)
+    run(clock, seeded, 4.0, **BIG)
+    assert read_status(seeded).time_is_up == ""
+
+
+def test_hours_that_end_within_a_step_are_said(clock, seeded, monkeypatch):
+    def overrun(run, iteration):
+        clock.pass_by(5 * 3600)
+        raise KeyboardInterrupt  # as the signal does
+
+    monkeypatch.setattr(loop, "ITERATION", (overrun,))
+    for hours, said in ((6.0, ""), (4.0, "the hours ended in the middle of a step")):
+        with pytest.raises(KeyboardInterrupt):
+            run(clock, seeded, hours, **BIG)
+        assert read_status(seeded).time_is_up.startswith(said)
+        assert bool(read_status(seeded).time_is_up) is bool(said)
 
 
 def test_a_machine_that_slows_down_still_ends_with_a_model(clock, seeded):

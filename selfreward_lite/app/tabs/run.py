@@ -121,7 +121,10 @@ def headline(view: RunStatus) -> str:
     if view.state in ("running", "beginning"):
         goal = f"{view.candidate}, of M0 to M{view.iterations}"
         return f"{state} (process {view.process}): it is making {goal}."
-    return f"{state}." + (" Resume continues where it stopped." if view.state == "stopped" else "")
+    if view.state == "stopped":
+        why = f" Its time limit: {escape_markdown(view.time_is_up)}." if view.time_is_up else ""
+        return f"{state}.{why} Resume continues where it stopped."
+    return f"{state}."
 
 
 def progress_bar(view: RunStatus) -> str:
