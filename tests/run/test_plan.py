@@ -207,6 +207,22 @@ def test_overnight_is_planned_below_nine_hours_on_24_gb():
         assert 1 < sum(spent.values()) / 3600 < 9
 
 
+def test_the_cost_of_judging_is_computed_from_what_plan_says():
+    costs = speed.estimate_costs(OVERNIGHT, LLAMA, speed.GPU_SPEEDS["RTX 4090"])
+    seconds = stages.seconds_by_stage(OVERNIGHT, 1, costs)["judgments"]
+    count = amounts(OVERNIGHT, 1)["judgments"]
+    hours = 500_000 * seconds / count / 3600
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    for said in (
+        f"gives {seconds:,.0f} s for the stage",
+        f"= {count:,.0f} judgments of 150 tokens",
+        f"{count:,.0f} / {seconds:,.0f} = {count / seconds:.1f} |",
+        f"= {hours:.1f} |",
+        f"if neither waits | {hours / 2:.1f} |",
+    ):
+        assert said in page, said
+
+
 def test_a_training_begins_with_loading_and_compiling():
     costs = speed.estimate_costs(OVERNIGHT, LLAMA, speed.GPU_SPEEDS["RTX 3090"])
     rows = amounts(OVERNIGHT, 1)["training"]
