@@ -45,6 +45,7 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data import hub
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, passport, summary, tasks
+from selfreward_lite.report.constraints import build_constraint_table
 from selfreward_lite.run.backup import Backup, check_place, has_copy, restore
 from selfreward_lite.run.prune import find_parts, remove_parts
 from selfreward_lite.system import doctor, llama_build
@@ -173,6 +174,7 @@ def run(
             document = summary.summarize_run(store)
             print_table(*summary.build_run_table(document["iterations"]))
             print_table(*summary.build_exact_table(document))
+            print_table(*build_constraint_table(store))
             head, rows = summary.build_example_table(store, 5)
             short = [
                 [text if len(text) <= SHOWN else f"{text[:SHOWN]} …" for text in row]
@@ -222,6 +224,7 @@ def status(name: RunName = "tiny", runs_dir: RunsDir = RUNS) -> None:
             print_table(*build(store))
         print_table(*summary.build_run_table(document["iterations"]))
         print_table(*summary.build_exact_table(document))
+        print_table(*build_constraint_table(store))
         readings = early_warnings.early_warnings(store)
         shown = [(one.about, one.words) for one in tasks.load_reports(store)]
         shown += [(one.about, one.words) for one in passport.load_reports(store)]

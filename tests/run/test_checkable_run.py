@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from scripted_runtime import scripted_runtime
 
 from selfreward_lite.app.tabs.explore import answer_rows
 from selfreward_lite.data.checkable.answers import write_answer
-from selfreward_lite.data.checkable.kinds import TOPIC, read_constraints
+from selfreward_lite.data.checkable.kinds import KINDS, TOPIC, read_constraints
 from selfreward_lite.data.checkable.requests import Request as Asked
 from selfreward_lite.data.checkable.requests import asks_unseen_kind, draw_requests
 from selfreward_lite.data.checkable.score import score_answer
@@ -22,6 +23,7 @@ from selfreward_lite.data.store import Store
 from selfreward_lite.engine.api import Request
 from selfreward_lite.engine.scripted import Reply, ScriptedEngine
 from selfreward_lite.report import explore, html, summary
+from selfreward_lite.report.constraints import build_constraint_table
 from selfreward_lite.run import loop, plan, prepare
 from selfreward_lite.run.evaluate import can_score_exactly
 
@@ -134,7 +136,19 @@ def test_the_tables_show_trained_and_unseen_kinds_with_errors(whole):
         assert head == ["exact score, 0 to 5", "base", "M0", "M1", "M2"]
         assert [row[0] for row in rows][:3] == ["all", "trained kinds", "unseen kinds"]
         assert rows[1][-1] == "5.00 ± 0.00"
+        head, rows = build_constraint_table(store)
+        assert head == ["constraint kept", "trained", "answers", "base", "M0", "M1", "M2"]
+        assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
+        assert {row[0].replace(" ", "_") for row in rows} <= KINDS.keys()
+        assert {row[-1] for row in rows} == {"1.00"}, "M2 keeps all"
+        asked = Counter(
+            one.kind
+            for prompt in store.records(Prompt, origin="held_out")
+            for one in read_constraints(prompt)
+        )
+        assert all(int(count) == asked[kind.replace(" ", "_")] for kind, _, count, *_ in rows)
         page = html.render_page(store)
+        assert "Which constraints are kept" in page
         assert "A program decided the pairs, not the model" in page
         assert 'aria-label="worth"' in page
         assert 'aria-label="scores"' not in page, "no judge scored what was trained on"

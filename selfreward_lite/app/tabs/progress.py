@@ -17,6 +17,7 @@ from selfreward_lite.app.news import describe_news
 from selfreward_lite.app.widgets import NEWS, QUIET, Header, Updates, text_table, warn
 from selfreward_lite.data.store import Store
 from selfreward_lite.report import early_warnings, passport, plots, summary
+from selfreward_lite.report.constraints import build_constraint_table
 from selfreward_lite.report.passport import PassportReport
 from selfreward_lite.report.plots import PANELS, Series
 from selfreward_lite.report.tasks import TaskReport, load_reports
@@ -35,7 +36,8 @@ class RunResults(NamedTuple):
 
     series: dict[str, Series]  # by the keys of PANELS
     curves: dict[str, Series]  # of training, by name
-    tables: tuple[summary.Table, ...]  # measurements, examples, early warnings, gates
+    # Measurements, constraints kept, examples, early warnings, gates.
+    tables: tuple[summary.Table, ...]
     advice: list[str]
     tasks: list[TaskReport]  # open task sets, the newest answers last; empty if none were asked
     passports: list[PassportReport]  # judges on ranked pairs, as `tasks`
@@ -52,6 +54,7 @@ def load_results(folder: Path, news: str) -> RunResults:
             plots.training_curves(store),
             (
                 summary.build_measurement_table(store, document),
+                build_constraint_table(store),
                 summary.build_example_table(store, EXAMPLES),
                 early_warnings.build_sign_table(signs),
                 summary.build_gate_table(store),
@@ -127,6 +130,10 @@ class ProgressTab:
                         show_label=False,
                         container=False,
                     )
+            with gr.Column(visible=False) as self.constraints:
+                kept = text_table(
+                    None, "", "Share of held-out answers that keep each constraint", height=420
+                )
             with gr.Column(visible=False) as self.tasks:
                 self.task_words = gr.Markdown()
                 self.task_scores = text_table(
@@ -150,10 +157,10 @@ class ProgressTab:
                 None, "", "Early warnings: where self-rewarding is known to go wrong", height=420
             )
             gates = text_table(None, "9 16 11 64", "Gates", height=320)
-        self.tables = [measured, examples, signs, gates]
+        self.tables = [measured, kept, examples, signs, gates]
         outputs = [self.known, self.empty, self.body, *self.plots.values()]
         outputs += [*self.frames.values(), self.curves, self.training, self.advice, *self.tables]
-        outputs += [self.tasks, self.task_words, self.task_scores]
+        outputs += [self.constraints, self.tasks, self.task_words, self.task_scores]
         outputs += [self.passports, self.passport_words, self.passport_figures]
         chosen = [header.run, header.news, self.curve]
         gr.on(header.changes, self.refresh, [*chosen, self.known], outputs, **NEWS)
@@ -184,6 +191,7 @@ class ProgressTab:
         updates[self.curves] = gr.update(visible=any(results.curves.values()))
         for part, table in zip(self.tables, results.tables, strict=True):
             updates[part] = {"headers": table.head, "data": table.rows}
+        updates[self.constraints] = gr.update(visible=bool(results.tables[1].rows))
         advice = "\n".join(f"- ⚠ {escape_markdown(line)}" for line in results.advice)
         updates[self.advice] = advice or "No early warnings for the newest model."
         updates[self.tasks] = gr.update(visible=bool(results.tasks))
