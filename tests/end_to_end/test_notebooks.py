@@ -334,8 +334,8 @@ def test_colab_runs_smol_without_a_gpu(tmp_path, project, offline, smol_package)
         PROJECT=str(project),
         PRESET="smol",
         RUN="mine",
-        SETTINGS="prompts.count=16 responses.count=3 dpo.batch=4 dpo.epochs=1 "
-        "evaluation.prompts=8 seed_stage.eval_prompts=3",
+        SETTINGS="prompts.count=10 responses.count=3 dpo.batch=4 dpo.epochs=1 "
+        "evaluation.prompts=4 seed_stage.eval_prompts=3",
         DRIVE=False,
         KEEP=str(tmp_path / "drive"),
         RUNS=str(tmp_path / "runs"),
@@ -348,8 +348,7 @@ def test_colab_runs_smol_without_a_gpu(tmp_path, project, offline, smol_package)
     assert (tmp_path / "drive" / "exported" / "mine-M1-adapter" / "adapter.gguf").exists()
     with Store.read(tmp_path / "runs" / "mine") as store:
         assert store.newest() == 1
-    asked = set(offline.read_text().split())
-    assert len(asked) == 1, "the sets, and nothing else"
+    assert not offline.exists(), offline.read_text()
 
 
 @pytest.mark.slow
