@@ -3,8 +3,7 @@
 start       seconds until the page answers, and until the tiny model does, without any run
 alone       one user, one question after the other: time to the first token
 together    many users at once, two questions each: the same, and tokens a second
-stop        a long reply is cancelled: seconds until the engine serves the next
-overload    more users than may wait: how many are served, and how many are told to wait
+crowd       so many users at once that some may be told to wait: how many are answered, and refused
 explore     one prompt of a run with 100,000 judgments, and of one with 2,000
 """
 
@@ -40,7 +39,6 @@ USERS, TURNS, CROWD, ALONE = 50, 2, 150, 40
 # Seconds; the clients share the machine with the app, so a slow answer is no failure.
 PATIENCE = 60.0
 POLL, CROWD_POLL = 0.002, 0.05  # seconds between two polls of a lone client, of one of many
-LONG = {"temperature": 2.0, "top_p": 1.0, "max_tokens": 900}  # the tiny model's context is 1,024
 EACH = 5  # responses of a prompt, judgments of a response
 SMALL_RUN, LARGE_RUN = 2_000, 100_000  # judgments
 Measured = dict[str, float]
@@ -147,34 +145,29 @@ def _read_replies(asked: Sequence[Reply | str]) -> tuple[list[Reply], Measured]:
     return replies, found
 
 
-def stop_reply(client: Any) -> Measured:
-    """Cancel a reply under way, and ask the next."""
-    job = client.submit("Repeat a b c.", TINY, **LONG, api_name="/chat")
-    deadline = time.monotonic() + PATIENCE
-    while not job.outputs() and not job.done() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if job.done():
-        raise UserError(f"the reply that was to be stopped ended before that: {job.exception()}")
-    began = time.monotonic()
-    job.cancel()
-    ask(client, SHORT)
-    return {"the next is served after": time.monotonic() - began}
-
-
-def overload(client: Any) -> tuple[Measured, list[str]]:
-    """More questions at once than may wait: counts, and the errors of those that were lost."""
-    users = open_clients(client, CROWD)
-    with ThreadPoolExecutor(CROWD) as pool:
-        asked = pool.map(lambda user: ask(user, SHORT, CROWD_POLL, **LONG), users)
-        errors = [one for one in asked if isinstance(one, str)]
-    lost = [one for one in errors if "queue" not in one.lower() and "wait already" not in one]
-    counts = {
-        "asked": CROWD,
-        "answered": CROWD - len(errors),
+def count_crowd(client: Any) -> Measured:
+    """How many of a crowd are answered, and how many refused."""
+    asked = ask_crowd(client)
+    errors = [one for one in asked if isinstance(one, str)]
+    lost = [one for one in errors if not is_refusal(one)]
+    return {
+        "asked": len(asked),
+        "answered": len(asked) - len(errors),
         "told that too many wait": len(errors) - len(lost),
         "lost": len(lost),
     }
-    return counts, lost
+
+
+def ask_crowd(client: Any) -> list[Reply | str]:
+    """What CROWD users are answered who ask at once."""
+    users = open_clients(client, CROWD)
+    with ThreadPoolExecutor(CROWD) as pool:
+        return list(pool.map(lambda user: ask(user, SHORT, CROWD_POLL), users))
+
+
+def is_refusal(error: str) -> bool:
+    """Whether an error says that too many wait already."""
+    return "queue" in error.lower() or "wait already" in error
 
 
 def open_clients(client: Any, count: int) -> list[Any]:
@@ -251,12 +244,10 @@ def measure(scratch: Path, say: Say) -> dict[str, Measured]:
         for name, work in {
             "alone": ask_alone,
             "together": ask_together,
-            "stop": stop_reply,
+            "crowd": count_crowd,
         }.items():
             say(f"{name} …")
             found[name] = work(client)
-        say("overload …")
-        found["overload"], _ = overload(client)
         found["memory"] = {"at first": before, "at the end": memory(app)}
     say("explore …")
     small, large = (explore_run(scratch / f"{count}", count) for count in (SMALL_RUN, LARGE_RUN))

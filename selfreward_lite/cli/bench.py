@@ -212,7 +212,7 @@ def bench_servers(
 
 @bench.command("app")
 def bench_app() -> None:
-    """How fast is the app? Start, first token alone and among fifty users, stop, overload."""
+    """How fast is the app? Start, first token alone and among fifty users, a crowd."""
     from selfreward_lite.bench import app
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -10,7 +10,6 @@ from statistics import fmean
 from typing import Literal
 
 from selfreward_lite.data import queries
-from selfreward_lite.data.checkable.kinds import TOPIC, read_constraints
 from selfreward_lite.data.checkable.score import score_answer
 from selfreward_lite.data.queries import PromptHit
 from selfreward_lite.data.records import (
@@ -154,9 +153,9 @@ def describe_checks(prompt: Prompt, response: Response) -> str:
     points = score_answer(prompt, response.text, response.finish)
     if points is None:
         return ""
-    kinds = [one.kind for one in read_constraints(prompt) if one.kind != TOPIC]
-    broken = [kind for kind, kept in zip(kinds, points.kept, strict=True) if not kept]
-    text = f"exact score {points.score:.2f}: keeps {sum(points.kept)} of {len(kinds)} constraints"
+    broken = [kind for kind, kept in zip(points.kinds, points.kept, strict=True) if not kept]
+    count = len(points.kinds)
+    text = f"exact score {points.score:.2f}: keeps {sum(points.kept)} of {count} constraints"
     if broken:
         text += f", not {', '.join(broken)}".replace("_", " ")
     return (

@@ -221,11 +221,14 @@ def test_bad_calls_end_no_other_reply(client):
 
 
 def test_a_caller_who_leaves_frees_the_engine(client):
-    for _ in range(3):
-        job = client.submit("Repeat a b c.", TINY, **app_bench.LONG, api_name="/chat")
+    left = 0  # the tiny model's replies are short: some end before they are left
+    for seed in range(20):
+        job = client.submit("Repeat a b c.", TINY, temperature=2.0, seed=seed, api_name="/chat")
         while not job.outputs() and not job.done():
-            time.sleep(0.01)
+            time.sleep(0.001)
+        left += not job.done()
         job.cancel()
+    assert left
     assert last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop"
 
 
@@ -357,8 +360,12 @@ def test_fifty_talk_at_once_and_nobody_hears_another(served):
     assert heard == {number: [text, text] for number, text in alone.items()}
 
 
-def test_more_than_may_wait_are_told_so_and_nobody_is_lost(served):
+def test_a_crowd_is_answered_or_told_to_wait_and_nobody_is_lost(served):
     client, _ = served
-    found, lost = app_bench.overload(client)
-    assert not Counter(lost), found
+    heard = Counter(
+        one if isinstance(one, str) and not app_bench.is_refusal(one) else type(one)
+        for one in app_bench.ask_crowd(client)
+    )
+    assert heard.keys() <= {app_bench.Reply, str}, "every other error is lost"
+    assert heard[app_bench.Reply] and heard.total() == app_bench.CROWD
     assert last(client, ASKED, TINY, api_name="/chat")["finish"] == "stop"

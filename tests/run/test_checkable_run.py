@@ -147,11 +147,36 @@ def test_the_tables_show_trained_and_unseen_kinds_with_errors(whole):
             for one in read_constraints(prompt)
         )
         assert all(int(count) == asked[kind.replace(" ", "_")] for kind, _, count, *_ in rows)
+        shares = [float(share) for row in rows for share in row[3:6]]
+        assert 0 <= min(shares) < max(shares), "the base and M1 keep less"
         page = html.render_page(store)
         assert "Which constraints are kept" in page
         assert "A program decided the pairs, not the model" in page
         assert 'aria-label="worth"' in page
         assert 'aria-label="scores"' not in page, "no judge scored what was trained on"
+
+
+def test_a_faulty_or_missing_answer_keeps_no_constraint(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    with Store.write(folder) as store:
+        before = build_constraint_table(store).rows
+        one, other = store.made_by(Response, 2)[:2]
+        store._db.execute("DELETE FROM record_response WHERE id = ?", (one.id,))
+        store._db.execute("UPDATE record_response SET finish = 'length' WHERE id = ?", (other.id,))
+        after = build_constraint_table(store).rows
+        prompts = {one.id: one for one in store.records(Prompt)}
+    lost = Counter(
+        constraint.kind
+        for answer in (one, other)
+        for constraint in read_constraints(prompts[answer.prompt_id])
+        if constraint.kind != TOPIC
+    )
+    known = {kind: (int(count), share) for kind, _, count, *_, share in after}
+    assert known == {
+        kind: (int(count), f"{1 - lost[kind.replace(' ', '_')] / int(count):.2f}")
+        for kind, _, count, *_ in before
+    }
 
 
 def test_gates_of_judging_are_listed_as_off(whole):

@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import scripted_run
 from command_line import call
+from repository import ROOT
 
 from selfreward_lite import config
 from selfreward_lite.config.settings import Settings
@@ -22,7 +22,6 @@ from selfreward_lite.report import summary
 from selfreward_lite.run import plan, prepare, speed, stages
 from selfreward_lite.system.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 LLAMA = SHAPES["llama-3-8b"]
 OVERNIGHT = config.load("overnight")
 
@@ -212,7 +211,7 @@ def test_the_cost_of_judging_is_computed_from_what_plan_says():
     seconds = stages.seconds_by_stage(OVERNIGHT, 1, costs)["judgments"]
     count = amounts(OVERNIGHT, 1)["judgments"]
     hours = 500_000 * seconds / count / 3600
-    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     for said in (
         f"gives {seconds:,.0f} s for the stage",
         f"= {count:,.0f} judgments of 150 tokens",

@@ -114,12 +114,9 @@ class ChatTab:
     def show(self, turns: list[Turn]) -> Updates:
         return {self.turns: turns, self.chatbot: render(turns)}
 
-    def answer(
-        self, turns: list[Turn], values: Values, request: gr.Request, **text_box: str
-    ) -> Iterator[Updates]:
+    def answer(self, turns: list[Turn], values: Values, request: gr.Request) -> Iterator[Updates]:
         """Have the last turn answered, then judged; yields the conversation as it grows."""
-        updates = self.show(turns) | self.prompt.show_busy(True)
-        yield updates | {self.prompt.text: gr.update(interactive=False, **text_box)}
+        yield self.show(turns) | self.prompt.show_busy(True)
         *earlier, last = turns
         with errors_as_toasts():
             run, speaker = self.choose_model(values)
@@ -158,7 +155,10 @@ class ChatTab:
         text = values[self.prompt.text].strip()
         if text:
             turns = [*values[self.turns], Turn(text, values[self.model] or "")]
-            yield from self.answer(turns, values, request, value="")  # only what is sent leaves
+            replies = self.answer(turns, values, request)
+            # What was written is deleted here alone: a retry must keep it.
+            yield next(replies) | {self.prompt.text: gr.update(value="", interactive=False)}
+            yield from replies
 
     def retry(self, event: About, values: Values, request: gr.Request) -> Iterator[Updates]:
         with errors_as_toasts():

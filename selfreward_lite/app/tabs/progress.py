@@ -36,8 +36,8 @@ class RunResults(NamedTuple):
 
     series: dict[str, Series]  # by the keys of PANELS
     curves: dict[str, Series]  # of training, by name
-    # Measurements, constraints kept, examples, early warnings, gates.
-    tables: tuple[summary.Table, ...]
+    tables: tuple[summary.Table, ...]  # measurements, examples, early warnings, gates
+    constraints: summary.Table  # which each model keeps; no rows without any
     advice: list[str]
     tasks: list[TaskReport]  # open task sets, the newest answers last; empty if none were asked
     passports: list[PassportReport]  # judges on ranked pairs, as `tasks`
@@ -54,11 +54,11 @@ def load_results(folder: Path, news: str) -> RunResults:
             plots.training_curves(store),
             (
                 summary.build_measurement_table(store, document),
-                build_constraint_table(store),
                 summary.build_example_table(store, EXAMPLES),
                 early_warnings.build_sign_table(signs),
                 summary.build_gate_table(store),
             ),
+            build_constraint_table(store),
             early_warnings.list_advice(signs),
             load_reports(store),
             passport.load_reports(store),
@@ -131,7 +131,7 @@ class ProgressTab:
                         container=False,
                     )
             with gr.Column(visible=False) as self.constraints:
-                kept = text_table(
+                self.kept = text_table(
                     None, "", "Share of held-out answers that keep each constraint", height=420
                 )
             with gr.Column(visible=False) as self.tasks:
@@ -157,10 +157,10 @@ class ProgressTab:
                 None, "", "Early warnings: where self-rewarding is known to go wrong", height=420
             )
             gates = text_table(None, "9 16 11 64", "Gates", height=320)
-        self.tables = [measured, kept, examples, signs, gates]
+        self.tables = [measured, examples, signs, gates]
         outputs = [self.known, self.empty, self.body, *self.plots.values()]
         outputs += [*self.frames.values(), self.curves, self.training, self.advice, *self.tables]
-        outputs += [self.constraints, self.tasks, self.task_words, self.task_scores]
+        outputs += [self.constraints, self.kept, self.tasks, self.task_words, self.task_scores]
         outputs += [self.passports, self.passport_words, self.passport_figures]
         chosen = [header.run, header.news, self.curve]
         gr.on(header.changes, self.refresh, [*chosen, self.known], outputs, **NEWS)
@@ -191,7 +191,9 @@ class ProgressTab:
         updates[self.curves] = gr.update(visible=any(results.curves.values()))
         for part, table in zip(self.tables, results.tables, strict=True):
             updates[part] = {"headers": table.head, "data": table.rows}
-        updates[self.constraints] = gr.update(visible=bool(results.tables[1].rows))
+        head, rows = results.constraints
+        updates[self.constraints] = gr.update(visible=bool(rows))
+        updates[self.kept] = {"headers": head, "data": rows}
         advice = "\n".join(f"- ⚠ {escape_markdown(line)}" for line in results.advice)
         updates[self.advice] = advice or "No early warnings for the newest model."
         updates[self.tasks] = gr.update(visible=bool(results.tasks))

@@ -40,6 +40,7 @@ _ENDINGS = ("ings", "ies", "ing", "ers", "er", "ed", "es", "s", "y", "e")
 class Points:
     """What an answer is worth: which constraints it keeps, in their order, and why it is none."""
 
+    kinds: tuple[str, ...]  # of the constraints, as `kept`
     kept: tuple[bool, ...]
     fault: str | None
 
@@ -62,8 +63,10 @@ def score_answer(prompt: Prompt, text: str, finish: str) -> Points | None:
     constraints = read_constraints(prompt)
     if not constraints:
         return None
+    checked = [one for one in constraints if one.kind != TOPIC]
     return Points(
-        tuple(keeps(one, text) for one in constraints if one.kind != TOPIC),
+        tuple(one.kind for one in checked),
+        tuple(keeps(one, text) for one in checked),
         find_fault(prompt.text, constraints, text, finish),
     )
 
